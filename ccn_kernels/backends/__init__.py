@@ -1,0 +1,78 @@
+"""Which backends there are, which can run a call, and why the others cannot.
+
+A backend is a module with ``NAME``, ``unavailable() -> reason or None`` (cached by the module), ``unsupported(call)
+-> reason or None``, ``forward`` and ``backward``. ``reference`` has no kernels: functional calls it directly, so that
+autograd sees its plain operators.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import NamedTuple
+
+import torch
+
+from . import cpu, cuda, reference, triton
+
+logger = logging.getLogger("ccn_kernels")
+
+PREFERENCE = (triton, cuda, cpu, reference)  # fastest first
+NAMES = tuple(backend.NAME for backend in reversed(PREFERENCE))
+ENVIRONMENT = "CCN_BACKEND"
+
+
+class Request(NamedTuple):
+    """What the choice of a backend depends on."""
+
+    device: str
+    dtype: torch.dtype
+    rank: int
+
+
+def get(name: str):
+    """The backend module called ``name``."""
+    for backend in PREFERENCE:
+        if name == backend.NAME:
+            return backend
+    raise ValueError(f"backend must be one of {NAMES}, got {name!r}")
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that can run on this machine, the reference first."""
+    return tuple(name for name in NAMES if get(name).unavailable() is None)
+
+
+def rejection(name: str, request: Request) -> str | None:
+    """Why backend ``name`` cannot run ``request``; None if it can."""
+    backend = get(name)
+    return backend.unavailable() or backend.unsupported(request)
+
+
+def explain(device: str = "cpu", dtype: torch.dtype = torch.float32, rank: int = 2) -> dict[str, str | None]:
+    """For each backend, fastest first: None if it can run such a call, else the reason why not."""
+    request = Request(device, dtype, rank)
+    return {backend.NAME: rejection(backend.NAME, request) for backend in PREFERENCE}
+
+
+@torch.compiler.assume_constant_result
+def select(requested: str | None, device: str, dtype: torch.dtype, rank: int) -> str:
+    """The backend for one call: the requested one, else that of ``CCN_BACKEND``, else the fastest that can run it.
+
+    Raises:
+        ValueError: the name is unknown.
+        RuntimeError: the named backend cannot run the call; the message says why.
+    """
+    source = "backend" if requested is not None else ENVIRONMENT
+    requested = requested if requested is not None else os.environ.get(ENVIRONMENT) or None
+    if requested is None:
+        for name, reason in explain(device, dtype, rank).items():
+            if reason is None:
+                return name
+            logger.debug("backend %s rejected: %s", name, reason)
+    if requested not in NAMES:
+        raise ValueError(f"{source} must be one of {NAMES}, got {requested!r}")
+    reason = rejection(requested, Request(device, dtype, rank))
+    if reason is not None:
+        raise RuntimeError(f"{source}={requested!r} cannot run this call: {reason}")
+    return requested

@@ -1,0 +1,167 @@
+"""Swaps a model's plain layers for compact ones, and fits their scales to data."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from . import layers
+
+logger = logging.getLogger("ccn_kernels")
+
+_CONVS = {
+    nn.Conv1d: layers.CompactConv1d,
+    nn.Conv2d: layers.CompactConv2d,
+    nn.Conv3d: layers.CompactConv3d,
+}
+_PLAIN = (*_CONVS, nn.Linear)
+_COMPACT = (*_CONVS.values(), layers.CompactLinear)
+
+
+@dataclass
+class ConversionReport:
+    """What :func:`to_compact` did: layer names, and the reason for each that it left alone."""
+
+    converted: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        kept = "".join(f"\n  kept {name}: {reason}" for name, reason in self.kept.items())
+        return f"converted {len(self.converted)} layers: {', '.join(self.converted) or 'none'}{kept}"
+
+
+def to_compact(
+    model: nn.Module,
+    *,
+    only: str | Iterable[str] | None = None,
+    skip: str | Iterable[str] | None = None,
+    alpha: float = 1.0,
+    learn_alpha: bool = True,
+    delta: float = 0.01,
+    fuse_relu: bool = False,
+    inplace: bool = False,
+) -> nn.Module:
+    """A copy of ``model`` with its ``nn.Conv*d`` and ``nn.Linear`` replaced by compact layers; weights are kept.
+
+    Args:
+        only, skip: names or glob patterns (``"features.*"``) of the layers to convert, or to leave alone.
+        alpha, learn_alpha, delta: for every new layer.
+        fuse_relu: fold an ``nn.ReLU`` that directly follows a converted layer in an ``nn.Sequential`` into it.
+        inplace: convert ``model`` itself. Its parameters are kept either way, shared layers stay shared.
+
+    Returns:
+        The converted model; ``model.ccn_report`` says what was converted, and what not and why.
+
+    Raises:
+        ValueError: a pattern of ``only`` or ``skip`` matches no layer.
+    """
+    if not inplace:
+        model = copy.deepcopy(model)
+    only, skip = _patterns("only", only, model), _patterns("skip", skip, model)
+    report = ConversionReport()
+    settings = {"alpha": alpha, "learn_alpha": learn_alpha, "delta": delta}
+    replaced: dict[nn.Module, nn.Module] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        reason = _reason_to_keep(name, module, model, only, skip)
+        if reason is None:
+            if module not in replaced:
+                replaced[module] = _convert(module, settings)
+                report.converted.append(name)
+            model = _replace(model, name, replaced[module])
+        elif reason:
+            report.kept[name] = reason
+    if fuse_relu:
+        _fuse_relus(model, set(replaced.values()))
+    model.ccn_report = report  # type: ignore[assignment]
+    logger.info("%s", report)
+    return model
+
+
+def calibrate(model: nn.Module, batch: Tensor) -> nn.Module:
+    """Sets each compact layer's alpha to the mean of its patches' ``norm + delta`` over ``batch``, front to back.
+
+    A converted pretrained model then starts near the original's outputs. Runs the model once, in evaluation mode;
+    returns it.
+    """
+    compact = [module for module in model.modules() if isinstance(module, _COMPACT)]
+    handles = [module.register_forward_pre_hook(_set_alpha) for module in compact]
+    training = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            model.eval()(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return model
+
+
+def _set_alpha(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    norm = layer.input_norm(args[0])
+    layer.alpha.fill_(norm.mean() + layer.delta)
+
+
+def _patterns(argument: str, value: str | Iterable[str] | None, model: nn.Module) -> list[str] | None:
+    if value is None:
+        return None
+    patterns = [value] if isinstance(value, str) else list(value)
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"{argument} names {pattern!r}, which matches no layer of the model")
+    return patterns
+
+
+def _reason_to_keep(
+    name: str, module: nn.Module, model: nn.Module, only: list[str] | None, skip: list[str] | None
+) -> str | None:
+    """None: convert it. "": not a layer that could be. Else: why it stays."""
+    if not isinstance(module, (*_PLAIN, nn.MultiheadAttention)):
+        return ""
+    if isinstance(module, _COMPACT):
+        return "it is compact already"
+    if only is not None and not any(fnmatchcase(name, pattern) for pattern in only):
+        return "`only` does not name it"
+    if skip is not None and any(fnmatchcase(name, pattern) for pattern in skip):
+        return "`skip` names it"
+    if isinstance(module, nn.MultiheadAttention):
+        return "attention reads its projections' weights itself, so compact layers inside would have no effect"
+    if parametrize.is_parametrized(module):
+        return "it is parametrised: remove the parametrisation first"
+    if type(module) not in _PLAIN:
+        return f"{type(module).__name__} is a subclass whose behaviour is not known"
+    if "weight" not in module._parameters:
+        return "its weight is computed by a hook (weight or spectral norm): remove it first"
+    return None
+
+
+def _convert(module: nn.Module, settings: dict) -> nn.Module:
+    if isinstance(module, nn.Linear):
+        return layers.CompactLinear.from_linear(module, **settings)
+    return _CONVS[type(module)].from_conv(module, **settings)
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
+    """The model with ``layer`` in the place called ``name``, which is "" where the model itself is the layer."""
+    if not name:
+        return layer
+    model.set_submodule(name, layer)
+    return model
+
+
+def _fuse_relus(model: nn.Module, converted: set[nn.Module]) -> None:
+    for parent in model.modules():
+        if not isinstance(parent, nn.Sequential):
+            continue
+        for index in range(len(parent) - 1):
+            if parent[index] in converted and type(parent[index + 1]) is nn.ReLU:
+                parent[index].activation = "relu"
+                parent[index + 1] = nn.Identity()

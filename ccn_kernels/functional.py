@@ -1,0 +1,123 @@
+"""Stateless compact convolutions: checks, autocast and unbatched inputs, then the chosen backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from . import autograd, backends, reference
+from .arguments import Call, resolve
+from .losses import l2_softmax_loss
+
+__all__ = ["compact_conv1d", "compact_conv2d", "compact_conv3d", "compact_linear", "l2_softmax_loss"]
+
+
+def compact_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    alpha: Tensor | float = 1.0,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    delta: float = 0.01,
+    activation: str | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Compact convolution over sequences; see :func:`compact_conv2d`.
+
+    Shapes:
+        input [N, C, L] or [C, L]; weight [O, C / groups, k]; bias [O]; output [N, O, L'].
+    """
+    args = (stride, padding, dilation, groups, delta, activation)
+    return _run(resolve(1, input, weight, bias, alpha, *args), backend)
+
+
+def compact_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    alpha: Tensor | float = 1.0,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    delta: float = 0.01,
+    activation: str | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Compact convolution (equation 4 of Ranjan et al., 2018) over images.
+
+    ``output = alpha * conv(input, weight) / (norm + delta) + bias``, where ``norm`` is the L2 norm of the patch that
+    an output pixel sees. A patch of zeros gives exactly the bias.
+
+    Shapes:
+        input [N, C, H, W] or [C, H, W]; weight [O, C / groups, kH, kW]; bias [O]; output [N, O, H', W'].
+
+    Args:
+        alpha: scale, a number or a 0-dim tensor.
+        stride, padding, dilation, groups: as in ``F.conv2d``; padding may be "same" or "valid".
+        delta: added to the norm, after the root.
+        activation: None or "relu", applied in the same pass.
+        backend: None for the fastest that can run the call, or a name from ``ccn_kernels.available_backends()``.
+
+    Raises:
+        TypeError: an argument is of the wrong Python type.
+        ValueError: delta is negative, or the activation or backend is unknown.
+        RuntimeError: shapes, dtypes or devices do not fit, or the named backend cannot run the call.
+    """
+    args = (stride, padding, dilation, groups, delta, activation)
+    return _run(resolve(2, input, weight, bias, alpha, *args), backend)
+
+
+def compact_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    alpha: Tensor | float = 1.0,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    delta: float = 0.01,
+    activation: str | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Compact convolution over volumes; see :func:`compact_conv2d`.
+
+    Shapes:
+        input [N, C, D, H, W] or [C, D, H, W]; weight [O, C / groups, kD, kH, kW]; bias [O]; output [N, O, D', H', W'].
+    """
+    args = (stride, padding, dilation, groups, delta, activation)
+    return _run(resolve(3, input, weight, bias, alpha, *args), backend)
+
+
+def compact_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    alpha: Tensor | float = 1.0,
+    *,
+    delta: float = 0.01,
+    activation: str | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Compact fully connected layer: the patch is the whole feature vector (section 3 of the paper).
+
+    Shapes:
+        input [..., in_features]; weight [out_features, in_features]; bias [out_features]; output [..., out_features].
+    """
+    return _run(resolve(0, input, weight, bias, alpha, (), (), (), 1, delta, activation), backend)
+
+
+def _run(call: Call, backend: str | None) -> Tensor:
+    input, weight, bias, alpha, spec, _ = call
+    name = backends.select(backend, input.device.type, input.dtype, spec.rank)
+    if name == "reference":
+        return reference.run(call)
+    return call.restore(autograd.compact_conv(input, weight, bias, alpha, spec, name))

@@ -1,0 +1,223 @@
+"""Drop-in layers: ``nn.Conv1d/2d/3d`` and ``nn.Linear`` with patch normalisation and a learnable scale."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import backends, functional, reference
+from .arguments import check_activation, check_delta, resolve
+from .spec import norm_dtype
+
+logger = logging.getLogger("ccn_kernels")
+_warned_about_alpha = False
+
+
+class _Compact(nn.Module):
+    """What all compact layers have besides their plain layer's parameters."""
+
+    alpha: Tensor
+    delta: float
+    activation: str | None
+    backend: str | None
+
+    def _add_scale(
+        self, alpha: float, learn_alpha: bool, delta: float, activation: str | None, backend: str | None
+    ) -> None:
+        check_delta(delta)
+        check_activation(activation)
+        if backend is not None:
+            backends.get(backend)
+        weight: Tensor = self.weight  # type: ignore[assignment]
+        scale = torch.full((), float(alpha), device=weight.device, dtype=weight.dtype)
+        if learn_alpha:
+            self.alpha = nn.Parameter(scale)
+        else:
+            self.register_buffer("alpha", scale)
+        self.delta, self.activation, self.backend = delta, activation, backend
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"delta": self.delta, "activation": self.activation, "backend": self.backend}
+
+    def extra_repr(self) -> str:
+        settings = [f"delta={self.delta}"]
+        if self.activation:
+            settings.append(f"activation={self.activation!r}")
+        if self.backend:
+            settings.append(f"backend={self.backend!r}")
+        if not isinstance(self.alpha, nn.Parameter):
+            settings.append("learn_alpha=False")
+        return ", ".join([super().extra_repr(), *settings])
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+        """A plain layer's state has no alpha: ours keeps its own, and says so once."""
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        key = prefix + "alpha"
+        if key in missing and prefix + "weight" in state_dict:
+            missing.remove(key)
+            _warn_about_alpha(key)
+
+
+def _warn_about_alpha(key: str) -> None:
+    global _warned_about_alpha
+    if not _warned_about_alpha:
+        logger.warning("the state has no %s (it is a plain layer's): compact layers keep the alpha they have", key)
+        _warned_about_alpha = True
+
+
+class _CompactConv(_Compact):
+    _call: Callable[..., Tensor]
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        input, padding = self._padded(input)
+        return type(self)._call(
+            input, weight, bias, self.alpha, self.stride, padding, self.dilation, self.groups, **self._settings
+        )
+
+    def input_norm(self, input: Tensor) -> Tensor:
+        """L2 norms [N, groups, *out] of the patches that this layer sees in ``input``."""
+        input, padding = self._padded(input)
+        rank = len(self.kernel_size)
+        shape = (self.stride, padding, self.dilation, self.groups)
+        call = resolve(rank, input, self.weight, None, self.alpha, *shape, self.delta, None)
+        return reference.patch_norm(call.input, self.kernel_size, call.spec)
+
+    def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
+        """The input, and what is left to pad with zeros. Values padded by any other mode count in the norm."""
+        if self.padding_mode == "zeros":
+            return input, self.padding
+        return F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Module,
+        *,
+        alpha: float = 1.0,
+        learn_alpha: bool = True,
+        delta: float = 0.01,
+        activation: str | None = None,
+        backend: str | None = None,
+    ) -> Self:
+        """A compact layer that shares the plain convolution's weight and bias."""
+        layer = cls(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+            conv.groups, conv.bias is not None, conv.padding_mode, device="meta",
+        )  # fmt: skip
+        return _share(layer, conv, alpha, learn_alpha, delta, activation, backend)
+
+
+def _share(layer, plain, alpha, learn_alpha, delta, activation, backend):
+    layer.weight, layer.bias = plain.weight, plain.bias
+    del layer.alpha
+    layer._add_scale(alpha, learn_alpha, delta, activation, backend)
+    return layer.train(plain.training)
+
+
+class CompactConv1d(_CompactConv, nn.Conv1d):
+    """``nn.Conv1d`` whose every patch is divided by its norm; see :class:`CompactConv2d`.
+
+    Shapes: input [N, C, L] or [C, L], output [N, O, L'].
+    """
+
+    _call = staticmethod(functional.compact_conv1d)
+
+    def __init__(
+        self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
+        padding_mode="zeros", device=None, dtype=None, *, alpha=1.0, learn_alpha=True, delta=0.01, activation=None,
+        backend=None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self._add_scale(alpha, learn_alpha, delta, activation, backend)
+
+
+class CompactConv2d(_CompactConv, nn.Conv2d):
+    """``nn.Conv2d`` whose every patch is divided by its L2 norm and scaled by alpha (equation 4 of the paper).
+
+    Shapes: input [N, C, H, W] or [C, H, W], output [N, O, H', W'].
+
+    Args:
+        in_channels ... dtype: as in ``nn.Conv2d``.
+        alpha: initial scale. ``.alpha`` is a 0-dim Parameter, or a buffer if ``learn_alpha`` is False.
+        delta: added to the norm; must not be negative.
+        activation: None or "relu", computed in the same pass.
+        backend: None for the fastest, or a name from ``ccn_kernels.available_backends()``.
+
+    ``load_state_dict`` takes a plain layer's state, strictly: alpha keeps its value and a warning says so once.
+    """
+
+    _call = staticmethod(functional.compact_conv2d)
+
+    def __init__(
+        self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
+        padding_mode="zeros", device=None, dtype=None, *, alpha=1.0, learn_alpha=True, delta=0.01, activation=None,
+        backend=None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self._add_scale(alpha, learn_alpha, delta, activation, backend)
+
+
+class CompactConv3d(_CompactConv, nn.Conv3d):
+    """``nn.Conv3d`` whose every patch is divided by its norm; see :class:`CompactConv2d`.
+
+    Shapes: input [N, C, D, H, W] or [C, D, H, W], output [N, O, D', H', W'].
+    """
+
+    _call = staticmethod(functional.compact_conv3d)
+
+    def __init__(
+        self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
+        padding_mode="zeros", device=None, dtype=None, *, alpha=1.0, learn_alpha=True, delta=0.01, activation=None,
+        backend=None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self._add_scale(alpha, learn_alpha, delta, activation, backend)
+
+
+class CompactLinear(_Compact, nn.Linear):
+    """``nn.Linear`` whose input vectors are divided by their L2 norm and scaled by alpha.
+
+    Shapes: input [..., in_features], output [..., out_features]. In a network's last place alone it makes the
+    L2-Softmax network of the paper (equation 1).
+    """
+
+    def __init__(
+        self, in_features, out_features, bias=True, device=None, dtype=None, *, alpha=1.0, learn_alpha=True,
+        delta=0.01, activation=None, backend=None,
+    ) -> None:  # fmt: skip
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._add_scale(alpha, learn_alpha, delta, activation, backend)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.compact_linear(input, self.weight, self.bias, self.alpha, **self._settings)
+
+    def input_norm(self, input: Tensor) -> Tensor:
+        """L2 norms [..., 1] of the vectors in ``input``."""
+        return torch.linalg.vector_norm(input, dim=-1, keepdim=True, dtype=norm_dtype(input.dtype))
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        *,
+        alpha: float = 1.0,
+        learn_alpha: bool = True,
+        delta: float = 0.01,
+        activation: str | None = None,
+        backend: str | None = None,
+    ) -> Self:
+        """A compact layer that shares the plain layer's weight and bias."""
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        return _share(layer, linear, alpha, learn_alpha, delta, activation, backend)

@@ -1,0 +1,125 @@
+"""The operators ``ccn::compact_conv`` and ``ccn::compact_conv_backward`` as PyTorch's compiler sees them.
+
+The only module that knows ``torch.library``: schemas, kernels (which hand over to the backend that the call names),
+fakes, and vmap rules. They carry no autograd formula of their own; :mod:`ccn_kernels.autograd` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .spec import ConvSpec, memory_format, norm_dtype, output_size
+
+_SPEC = "int[] stride, int[] padding, int[] dilation, int groups, float delta, bool relu"
+
+_library = torch.library.Library("ccn", "DEF")
+_library.define(
+    "compact_conv(Tensor input, Tensor weight, Tensor? bias, Tensor alpha, "
+    f"{_SPEC}, bool save_quotient, str backend) -> (Tensor output, Tensor quotient, Tensor norm)"
+)
+_library.define(
+    "compact_conv_backward(Tensor grad, Tensor input, Tensor weight, Tensor? bias, Tensor alpha, Tensor? output, "
+    f"Tensor? quotient, Tensor norm, {_SPEC}, bool[] output_mask, str backend) "
+    "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_alpha, Tensor grad_bias)"
+)
+
+
+def compact_conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    spec: ConvSpec,
+    save_quotient: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output [N, O, *out], quotient u / d (the same shape, or empty unless asked for), norm [N, groups, *out]."""
+    return torch.ops.ccn.compact_conv(input, weight, bias, alpha, *spec, save_quotient, backend)
+
+
+def compact_conv_backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    output: Tensor | None,
+    quotient: Tensor | None,
+    norm: Tensor,
+    spec: ConvSpec,
+    mask: list[bool],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of input, weight, alpha and bias; an empty tensor for each that ``mask`` does not ask for."""
+    return torch.ops.ccn.compact_conv_backward(
+        grad, input, weight, bias, alpha, output, quotient, norm, *spec, mask, backend
+    )
+
+
+def _forward(input, weight, bias, alpha, stride, padding, dilation, groups, delta, relu, save_quotient, backend):
+    spec = ConvSpec(tuple(stride), tuple(padding), tuple(dilation), groups, delta, relu)
+    return backends.get(backend).forward(input, weight, bias, alpha, spec, save_quotient)
+
+
+def _backward(
+    grad, input, weight, bias, alpha, output, quotient, norm,
+    stride, padding, dilation, groups, delta, relu, output_mask, backend,
+):  # fmt: skip
+    spec = ConvSpec(tuple(stride), tuple(padding), tuple(dilation), groups, delta, relu)
+    return backends.get(backend).backward(
+        grad, input, weight, bias, alpha, output, quotient, norm, spec, list(output_mask)
+    )
+
+
+def _forward_fake(input, weight, bias, alpha, stride, padding, dilation, groups, delta, relu, save_quotient, backend):
+    spec = ConvSpec(tuple(stride), tuple(padding), tuple(dilation), groups, delta, relu)
+    size = output_size(spec, input, weight)
+    shape = (input.shape[0], weight.shape[0], *size)
+    output = input.new_empty(shape).to(memory_format=memory_format(input, weight))
+    quotient = torch.empty_like(output) if save_quotient else input.new_empty(0)
+    norm = input.new_empty((input.shape[0], groups, *size), dtype=norm_dtype(input.dtype))
+    return output, quotient, norm
+
+
+def _backward_fake(
+    grad, input, weight, bias, alpha, output, quotient, norm,
+    stride, padding, dilation, groups, delta, relu, output_mask, backend,
+):  # fmt: skip
+    def if_asked(asked: bool, make: Callable[[], Tensor]) -> Tensor:
+        return make() if asked else input.new_empty(0)
+
+    format = memory_format(input, weight)
+    return (
+        if_asked(output_mask[0], lambda: input.new_empty(input.shape).to(memory_format=format)),
+        if_asked(output_mask[1], lambda: torch.empty_like(weight)),
+        if_asked(output_mask[2], lambda: alpha.new_empty(())),
+        if_asked(output_mask[3], lambda: input.new_empty(weight.shape[0])),
+    )
+
+
+def _loop(op: Callable) -> Callable:
+    """A vmap rule that runs the operator once a sample."""
+
+    def rule(info, in_dims, *args):
+        def of_sample(index):  # in_dims has a list of None for an argument that is a list of ints
+            pairs = zip(args, in_dims, strict=True)
+            return [arg.select(dim, index) if isinstance(dim, int) else arg for arg, dim in pairs]
+
+        results = [op(*of_sample(index)) for index in range(info.batch_size)]
+        outputs = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+        return outputs, (0,) * len(outputs)
+
+    return rule
+
+
+for _name, _kernel, _fake in (
+    ("compact_conv", _forward, _forward_fake),
+    ("compact_conv_backward", _backward, _backward_fake),
+):
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ccn::{_name}", _fake, lib=_library)
+    torch.library.register_vmap(f"ccn::{_name}", _loop(getattr(torch.ops.ccn, _name)), lib=_library)

@@ -1,0 +1,139 @@
+"""The two-branch module of the paper (figure 4) in plain PyTorch operators.
+
+One branch convolves, the other sums squares over the same patches; the quotient is scaled by alpha. It runs on any
+device, differentiates any number of times, and stays finite where a patch is all zeros. It is the ``reference``
+backend, and what double backward differentiates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .arguments import Call, resolve
+from .spec import ConvSpec, norm_dtype
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def patch_norm(input: Tensor, kernel_size: tuple[int, ...], spec: ConvSpec) -> Tensor:
+    """L2 norm of every patch and group.
+
+    Args:
+        input: [N, C, *spatial].
+        kernel_size: spatial extents of the kernel.
+        spec: stride, padding, dilation and groups.
+
+    Returns:
+        [N, groups, *out], at least fp32. Its gradient is 0 where the patch is all zeros.
+    """
+    batch, channels = input.shape[:2]
+    wide = input.to(norm_dtype(input.dtype))
+    squares = wide.reshape(batch, spec.groups, channels // spec.groups, *input.shape[2:]).square().sum(2)
+    if spec.rank:
+        ones = squares.new_ones(1, 1, *kernel_size)
+        planes = squares.flatten(0, 1).unsqueeze(1)  # [N * groups, 1, *spatial]
+        squares = _CONV[spec.rank](planes, ones, None, spec.stride, spec.padding, spec.dilation)
+        squares = squares.reshape(batch, spec.groups, *squares.shape[2:])
+    # The square root of 0 has no gradient: take it of 1 instead and throw the result away.
+    empty = squares == 0
+    return torch.where(empty, 0.0, torch.where(empty, 1.0, squares).sqrt())
+
+
+def compact_conv(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float, spec: ConvSpec) -> Tensor:
+    """Equation 4 of the paper for one ``ConvSpec``; see :func:`compact_conv2d` for the shapes."""
+    norm = patch_norm(input, tuple(weight.shape[2:]), spec)
+    # fp16 products overflow where the quotient would not
+    compute = torch.float32 if input.dtype == torch.float16 else input.dtype
+    x, w = input.to(compute), weight.to(compute)
+    if spec.rank:
+        product = _CONV[spec.rank](x, w, None, spec.stride, spec.padding, spec.dilation, spec.groups)
+    else:
+        product = F.linear(x, w)
+    divisor = norm + spec.delta
+    if spec.delta == 0:  # 0 / 0 counts as 0
+        divisor = torch.where(norm == 0, torch.inf, divisor)
+    divisor = divisor.repeat_interleave(weight.shape[0] // spec.groups, dim=1)  # [N, O, *out]
+    output = alpha * (product / divisor)
+    if bias is not None:
+        output = output + bias.reshape(-1, *[1] * spec.rank)
+    return (output.relu() if spec.relu else output).to(input.dtype)
+
+
+def compact_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    alpha: Tensor | float = 1.0,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    delta: float = 0.01,
+    activation: str | None = None,
+) -> Tensor:
+    """The two-branch module over sequences: input [N, C, L], weight [O, C / groups, k]."""
+    args = (stride, padding, dilation, groups, delta, activation)
+    return run(resolve(1, input, weight, bias, alpha, *args))
+
+
+def compact_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    alpha: Tensor | float = 1.0,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    delta: float = 0.01,
+    activation: str | None = None,
+) -> Tensor:
+    """The two-branch module (figure 4): input [N, C, H, W], weight [O, C / groups, kH, kW], output [N, O, H', W'].
+
+    Arguments and errors are those of :func:`ccn_kernels.functional.compact_conv2d`.
+    """
+    args = (stride, padding, dilation, groups, delta, activation)
+    return run(resolve(2, input, weight, bias, alpha, *args))
+
+
+def compact_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    alpha: Tensor | float = 1.0,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    delta: float = 0.01,
+    activation: str | None = None,
+) -> Tensor:
+    """The two-branch module over volumes: input [N, C, D, H, W], weight [O, C / groups, kD, kH, kW]."""
+    args = (stride, padding, dilation, groups, delta, activation)
+    return run(resolve(3, input, weight, bias, alpha, *args))
+
+
+def compact_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    alpha: Tensor | float = 1.0,
+    *,
+    delta: float = 0.01,
+    activation: str | None = None,
+) -> Tensor:
+    """The fully connected layer: input [..., in_features], weight [out_features, in_features]."""
+    return run(resolve(0, input, weight, bias, alpha, (), (), (), 1, delta, activation))
+
+
+def run(call: Call) -> Tensor:
+    """A checked call, by the reference."""
+    with torch.autocast(call.input.device.type, enabled=False):
+        return call.restore(compact_conv(call.input, call.weight, call.bias, call.alpha, call.spec))

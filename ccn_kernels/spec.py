@@ -1,0 +1,68 @@
+"""What one call computes: its parameters, its shapes, and the memory format of its output.
+
+Imports nothing but torch, so that every backend and the operators' fakes can share it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_RANK = 3
+
+
+class ConvSpec(NamedTuple):
+    """Everything about a compact convolution that is not a tensor. Rank 0 (empty tuples) is a linear layer."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    delta: float
+    relu: bool
+
+    @property
+    def rank(self) -> int:
+        return len(self.stride)
+
+
+def output_size(spec: ConvSpec, input: Tensor, weight: Tensor) -> list[int]:
+    """Spatial extents of the output, as the convolution arithmetic of ``F.conv2d`` gives them."""
+    sizes = []
+    for axis in range(spec.rank):
+        span = spec.dilation[axis] * (weight.shape[2 + axis] - 1) + 1
+        sizes.append((input.shape[2 + axis] + 2 * spec.padding[axis] - span) // spec.stride[axis] + 1)
+    return sizes
+
+
+def norm_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which patch norms are accumulated and kept."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether ATen reads these strides as channels_last (or channels_last_3d); ambiguous ones are not."""
+    if tensor.dim() not in (4, 5):
+        return False
+    size, stride = tensor.shape, tensor.stride()
+    if stride[1] == 0:
+        return False
+    least = 0
+    for axis in (1, *range(tensor.dim() - 1, 1, -1), 0):
+        if size[axis] == 0 or stride[axis] < least:
+            return False
+        if axis == 0 and least == stride[1]:  # [N, 1, 1, 1], or a slice of a contiguous tensor
+            return False
+        least = stride[axis]
+        if size[axis] > 1:
+            least *= size[axis]
+    return True
+
+
+def memory_format(input: Tensor, weight: Tensor) -> torch.memory_format:
+    """The format of the output (and of the input's gradient): channels_last where either operand is."""
+    if is_channels_last(input) or is_channels_last(weight):
+        return torch.channels_last if input.dim() == 4 else torch.channels_last_3d
+    return torch.contiguous_format

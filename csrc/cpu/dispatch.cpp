@@ -1,0 +1,50 @@
+// Picks the widest instruction set that this library was compiled for and this processor has.
+#include "passes.h"
+
+#define CCN_DECLARE(isa)              \
+  namespace ccn::cpu::isa {           \
+  extern const Passes<float> kFloat;  \
+  extern const Passes<double> kDouble; \
+  }
+
+CCN_DECLARE(baseline)
+#ifdef CCN_X86
+CCN_DECLARE(avx2)
+CCN_DECLARE(avx512)
+#endif
+
+namespace ccn::cpu {
+namespace {
+
+struct Choice {
+  const char* name;
+  const Passes<float>* for_float;
+  const Passes<double>* for_double;
+};
+
+Choice choose() {
+#ifdef CCN_X86
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return {"avx512", &avx512::kFloat, &avx512::kDouble};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return {"avx2", &avx2::kFloat, &avx2::kDouble};
+#endif
+  return {"baseline", &baseline::kFloat, &baseline::kDouble};
+}
+
+const Choice& choice() {
+  static const Choice chosen = choose();
+  return chosen;
+}
+
+}  // namespace
+
+template <>
+const Passes<float>& passes<float>() { return *choice().for_float; }
+
+template <>
+const Passes<double>& passes<double>() { return *choice().for_double; }
+
+const char* instruction_set() { return choice().name; }
+
+}  // namespace ccn::cpu

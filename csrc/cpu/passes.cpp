@@ -1,0 +1,297 @@
+// Compiled once per instruction set, with CCN_ISA naming the namespace. No standard-library templates in here: the
+// linker would keep one copy for all instruction sets, perhaps one that this processor cannot run.
+#include "passes.h"
+
+namespace ccn::cpu::CCN_ISA {
+namespace {
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Splits a range of a flattened [planes, pixels] array at plane boundaries.
+template <class Visit>
+inline void for_each_plane(Range tasks, int64_t pixels, Visit visit) {
+  int64_t begin = tasks.begin;
+  while (begin < tasks.end) {
+    const int64_t plane = begin / pixels;
+    const int64_t end = min(tasks.end, (plane + 1) * pixels);
+    visit(plane, begin - plane * pixels, end - plane * pixels);
+    begin = end;
+  }
+}
+
+// Walks (depth, height) rows of an [N, G, D, H, W] plane: visit(plane index, depth, height).
+template <class Visit>
+inline void for_each_row(Range tasks, const int64_t (&extent)[kAxes], Visit visit) {
+  for (int64_t row = tasks.begin; row < tasks.end; ++row) {
+    const int64_t slice = row / extent[1];
+    visit(slice / extent[0], slice % extent[0], row % extent[1]);
+  }
+}
+
+template <class T>
+void sum_of_squares(const Layout& layout, const T* x, T* plane, Range tasks) {
+  const Geometry& geo = layout.geo;
+  const int64_t channels = geo.in_channels, groups = geo.groups, pixels = geo.in_pixels();
+  for_each_plane(tasks, pixels, [&](int64_t n, int64_t begin, int64_t end) {
+    for (int64_t g = 0; g < groups; ++g) {
+      T* out = plane + (n * groups + g) * pixels;
+      if (layout.channels_last) {
+        for (int64_t p = begin; p < end; ++p) {
+          const T* in = x + ((n * pixels + p) * groups + g) * channels;
+          T sum = 0;
+#pragma omp simd reduction(+ : sum)
+          for (int64_t c = 0; c < channels; ++c) sum += in[c] * in[c];
+          out[p] = sum;
+        }
+      } else {
+        for (int64_t p = begin; p < end; ++p) out[p] = 0;
+        for (int64_t c = 0; c < channels; ++c) {
+          const T* in = x + ((n * groups + g) * channels + c) * pixels;
+#pragma omp simd
+          for (int64_t p = begin; p < end; ++p) out[p] += in[p] * in[p];
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+void patch_norm(const Layout& layout, const T* plane, T delta, T* r, T* inverse_divisor, Range tasks) {
+  const Geometry& geo = layout.geo;
+  for_each_row(tasks, geo.out, [&](int64_t index, int64_t od, int64_t oh) {
+    const int64_t at = ((index * geo.out[0] + od) * geo.out[1] + oh) * geo.out[2];
+    T* out = r + at;
+    for (int64_t w = 0; w < geo.out[2]; ++w) out[w] = 0;
+    for (int64_t kd = 0; kd < geo.kernel[0]; ++kd) {
+      const int64_t d = input_coordinate(geo, 0, od, kd);
+      if (d < 0 || d >= geo.in[0]) continue;
+      for (int64_t kh = 0; kh < geo.kernel[1]; ++kh) {
+        const int64_t h = input_coordinate(geo, 1, oh, kh);
+        if (h < 0 || h >= geo.in[1]) continue;
+        const T* row = plane + ((index * geo.in[0] + d) * geo.in[1] + h) * geo.in[2];
+        for (int64_t kw = 0; kw < geo.kernel[2]; ++kw) {
+          const Range valid = valid_outputs(geo, 2, kw);
+          const T* tap = row + input_coordinate(geo, 2, 0, kw);
+          const int64_t stride = geo.stride[2];
+          if (stride == 1) {
+#pragma omp simd
+            for (int64_t w = valid.begin; w < valid.end; ++w) out[w] += tap[w];
+          } else {
+            for (int64_t w = valid.begin; w < valid.end; ++w) out[w] += tap[w * stride];
+          }
+        }
+      }
+    }
+    T* inverse = inverse_divisor + at;
+#pragma omp simd
+    for (int64_t w = 0; w < geo.out[2]; ++w) {
+      const T norm = std::sqrt(out[w]);
+      out[w] = norm;
+      inverse[w] = reciprocal_divisor(norm, delta);
+    }
+  });
+}
+
+template <class T, bool kRelu, bool kSave>
+void epilogue_pixels(const Layout& layout, const ForwardEpilogue<T>& args, Range tasks) {
+  const Geometry& geo = layout.geo;
+  const int64_t pixels = geo.out_pixels(), channels = geo.out_channels, groups = geo.groups;
+  const T alpha = args.alpha;
+  for_each_plane(tasks, pixels, [&](int64_t n, int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const T inverse = args.inverse_divisor[(n * groups + g) * pixels + p];
+        const int64_t at = ((n * pixels + p) * groups + g) * channels;
+        const T* bias = args.bias + g * channels;
+        const T* u = args.u + at;
+        T* y = args.y + at;
+        T* z = kSave ? args.z + at : nullptr;
+#pragma omp simd
+        for (int64_t o = 0; o < channels; ++o) {
+          const T quotient = u[o] * inverse;
+          const T value = alpha * quotient + bias[o];
+          if (kSave) z[o] = quotient;
+          y[o] = kRelu && value < 0 ? T(0) : value;  // NaN passes, as in torch.relu
+        }
+      }
+    }
+  });
+}
+
+template <class T, bool kRelu, bool kSave>
+void epilogue_planes(const Layout& layout, const ForwardEpilogue<T>& args, Range tasks) {
+  const Geometry& geo = layout.geo;
+  const int64_t pixels = geo.out_pixels(), channels = geo.out_channels, all = geo.groups * channels;
+  const T alpha = args.alpha;
+  for_each_plane(tasks, pixels, [&](int64_t plane, int64_t begin, int64_t end) {
+    const int64_t n = plane / all, o = plane % all;
+    const T* inverse = args.inverse_divisor + (n * geo.groups + o / channels) * pixels;
+    const T bias = args.bias[o];
+    const T* u = args.u + plane * pixels;
+    T* y = args.y + plane * pixels;
+    T* z = kSave ? args.z + plane * pixels : nullptr;
+#pragma omp simd
+    for (int64_t p = begin; p < end; ++p) {
+      const T quotient = u[p] * inverse[p];
+      const T value = alpha * quotient + bias;
+      if (kSave) z[p] = quotient;
+      y[p] = kRelu && value < 0 ? T(0) : value;
+    }
+  });
+}
+
+template <class T, bool kRelu, bool kSave>
+void epilogue(const Layout& layout, const ForwardEpilogue<T>& args, Range tasks) {
+  (layout.channels_last ? epilogue_pixels<T, kRelu, kSave> : epilogue_planes<T, kRelu, kSave>)(layout, args, tasks);
+}
+
+template <class T>
+void forward_epilogue(const Layout& layout, const ForwardEpilogue<T>& args, Range tasks) {
+  const auto without_save = args.relu ? epilogue<T, true, false> : epilogue<T, false, false>;
+  const auto with_save = args.relu ? epilogue<T, true, true> : epilogue<T, false, true>;
+  (args.z ? with_save : without_save)(layout, args, tasks);
+}
+
+enum class Moment { kNone, kFromZ, kFromY };
+
+template <class T, bool kRelu, Moment kMoment>
+void prologue_pixels(const Layout& layout, const BackwardPrologue<T>& args, Range tasks) {
+  const Geometry& geo = layout.geo;
+  const int64_t pixels = geo.out_pixels(), channels = geo.out_channels, groups = geo.groups;
+  const int64_t all = groups * channels, block = layout.prologue_pixels();
+  for (int64_t task = tasks.begin; task < tasks.end; ++task) {
+    T* partial = args.bias_partials ? args.bias_partials + task * all : nullptr;
+    for (int64_t o = 0; partial && o < all; ++o) partial[o] = 0;
+    const int64_t end = min((task + 1) * block, geo.batch * pixels);
+    for (int64_t row = task * block; row < end; ++row) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t plane = (row / pixels * groups + g) * pixels + row % pixels;
+        const T inverse = reciprocal_divisor(args.r[plane], args.delta);
+        const int64_t at = row * all + g * channels;
+        const T *grad = args.grad + at, *bias = args.bias + g * channels;
+        const T* y = kRelu ? args.y + at : nullptr;
+        const T* z = kMoment == Moment::kFromZ ? args.z + at : nullptr;
+        T* e = args.e + at;
+        T moment = 0;
+#pragma omp simd reduction(+ : moment)
+        for (int64_t o = 0; o < channels; ++o) {
+          const T open = kRelu && y[o] <= 0 ? T(0) : grad[o];
+          e[o] = open * inverse;
+          if (kMoment == Moment::kFromZ) moment += open * z[o];
+          if (kMoment == Moment::kFromY) moment += open * (y[o] - bias[o]);
+        }
+        if (kMoment != Moment::kNone) args.moment[plane] = moment;
+        if (!partial) continue;
+        T* sum = partial + g * channels;
+#pragma omp simd
+        for (int64_t o = 0; o < channels; ++o) sum[o] += kRelu && y[o] <= 0 ? T(0) : grad[o];
+      }
+    }
+  }
+}
+
+template <class T, bool kRelu, Moment kMoment>
+void prologue_planes(const Layout& layout, const BackwardPrologue<T>& args, Range tasks) {
+  const Geometry& geo = layout.geo;
+  const int64_t pixels = geo.out_pixels(), channels = geo.out_channels, all = geo.groups * channels;
+  const int64_t segments = layout.prologue_segments(), block = layout.prologue_pixels();
+  for (int64_t task = tasks.begin; task < tasks.end; ++task) {
+    const int64_t plane = task / segments, segment = task % segments;
+    const int64_t n = plane / geo.groups, g = plane % geo.groups;
+    const int64_t begin = segment * block, end = min(begin + block, pixels);
+    T* moment = args.moment + plane * pixels;
+    for (int64_t p = begin; kMoment != Moment::kNone && p < end; ++p) moment[p] = 0;
+    for (int64_t o = g * channels; o < (g + 1) * channels; ++o) {
+      const int64_t at = (n * all + o) * pixels;
+      const T *grad = args.grad + at, *r = args.r + plane * pixels;
+      const T* y = kRelu ? args.y + at : nullptr;
+      const T* z = kMoment == Moment::kFromZ ? args.z + at : nullptr;
+      const T bias = args.bias[o], delta = args.delta;
+      T* e = args.e + at;
+      T sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t p = begin; p < end; ++p) {
+        const T open = kRelu && y[p] <= 0 ? T(0) : grad[p];
+        e[p] = open * reciprocal_divisor(r[p], delta);
+        if (kMoment == Moment::kFromZ) moment[p] += open * z[p];
+        if (kMoment == Moment::kFromY) moment[p] += open * (y[p] - bias);
+        sum += open;
+      }
+      if (args.bias_partials) args.bias_partials[(n * segments + segment) * all + o] = sum;
+    }
+  }
+}
+
+template <class T, bool kRelu, Moment kMoment>
+void prologue(const Layout& layout, const BackwardPrologue<T>& args, Range tasks) {
+  (layout.channels_last ? prologue_pixels<T, kRelu, kMoment> : prologue_planes<T, kRelu, kMoment>)(layout, args, tasks);
+}
+
+template <class T>
+void backward_prologue(const Layout& layout, const BackwardPrologue<T>& args, Range tasks) {
+  const auto none = args.y ? prologue<T, true, Moment::kNone> : prologue<T, false, Moment::kNone>;
+  const auto from_z = args.y ? prologue<T, true, Moment::kFromZ> : prologue<T, false, Moment::kFromZ>;
+  const auto from_y = prologue<T, true, Moment::kFromY>;
+  (!args.moment ? none : args.moment_from_y ? from_y : from_z)(layout, args, tasks);
+}
+
+template <class T>
+void transposed_box(const Layout& layout, const T* q, T* box, Range tasks) {
+  const Geometry& geo = layout.geo;
+  for_each_row(tasks, geo.in, [&](int64_t index, int64_t id, int64_t ih) {
+    T* out = box + ((index * geo.in[0] + id) * geo.in[1] + ih) * geo.in[2];
+    for (int64_t w = 0; w < geo.in[2]; ++w) out[w] = 0;
+    for (int64_t kd = 0; kd < geo.kernel[0]; ++kd) {
+      const int64_t d = output_coordinate(geo, 0, id, kd);
+      if (d < 0) continue;
+      for (int64_t kh = 0; kh < geo.kernel[1]; ++kh) {
+        const int64_t h = output_coordinate(geo, 1, ih, kh);
+        if (h < 0) continue;
+        const T* row = q + ((index * geo.out[0] + d) * geo.out[1] + h) * geo.out[2];
+        for (int64_t kw = 0; kw < geo.kernel[2]; ++kw) {
+          const Range valid = valid_outputs(geo, 2, kw);
+          T* tap = out + input_coordinate(geo, 2, 0, kw);
+          const int64_t stride = geo.stride[2];
+          if (stride == 1) {
+#pragma omp simd
+            for (int64_t w = valid.begin; w < valid.end; ++w) tap[w] += row[w];
+          } else {
+            for (int64_t w = valid.begin; w < valid.end; ++w) tap[w * stride] += row[w];
+          }
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+void input_epilogue(const Layout& layout, const T* conv_grad, const T* x, const T* box, T alpha, T* dx, Range tasks) {
+  const Geometry& geo = layout.geo;
+  const int64_t pixels = geo.in_pixels(), channels = geo.in_channels, groups = geo.groups;
+  for_each_plane(tasks, pixels, [&](int64_t plane, int64_t begin, int64_t end) {
+    if (layout.channels_last) {
+      for (int64_t p = begin; p < end; ++p) {
+        for (int64_t g = 0; g < groups; ++g) {
+          const T factor = box[(plane * groups + g) * pixels + p];
+          const int64_t at = ((plane * pixels + p) * groups + g) * channels;
+#pragma omp simd
+          for (int64_t c = at; c < at + channels; ++c) dx[c] = alpha * conv_grad[c] - x[c] * factor;
+        }
+      }
+    } else {
+      const T* factor = box + plane / channels * pixels;  // plane / channels = n * groups + g
+      const int64_t at = plane * pixels;
+#pragma omp simd
+      for (int64_t p = begin; p < end; ++p) dx[at + p] = alpha * conv_grad[at + p] - x[at + p] * factor[p];
+    }
+  });
+}
+
+}  // namespace
+
+extern const Passes<float> kFloat = {sum_of_squares, patch_norm,     forward_epilogue,
+                                     backward_prologue, transposed_box, input_epilogue};
+extern const Passes<double> kDouble = {sum_of_squares, patch_norm,     forward_epilogue,
+                                       backward_prologue, transposed_box, input_epilogue};
+
+}  // namespace ccn::cpu::CCN_ISA

@@ -1,0 +1,61 @@
+// Calls into ATen through the stable dispatcher, for the operators that torch/csrc/stable/ops.h does not wrap.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/stableivalue_conversions.h>
+
+#include <algorithm>
+#include <array>
+
+#include "native.h"
+
+namespace ccn::aten {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+
+template <size_t kOutputs, class... Args>
+std::array<StableIValue, kOutputs> call(const char* name, const char* overload, const Args&... args) {
+  constexpr size_t kSlots = std::max(sizeof...(Args), kOutputs);
+  std::array<StableIValue, kSlots> stack{torch::stable::detail::from(args)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  std::array<StableIValue, kOutputs> outputs;
+  std::copy_n(stack.begin(), kOutputs, outputs.begin());
+  return outputs;
+}
+
+inline Tensor to_tensor(StableIValue value) { return torch::stable::detail::to<Tensor>(value); }
+
+inline Tensor convolution(const Tensor& input, const Tensor& weight, const Axes& stride, const Axes& padding,
+                          const Axes& dilation, int64_t groups) {
+  const Axes no_output_padding(stride.size(), 0);
+  return to_tensor(call<1>("aten::convolution", "", input, weight, std::nullopt, stride, padding, dilation, false,
+                           no_output_padding, groups)[0]);
+}
+
+// (d input, d weight) of a convolution without bias; an undefined tensor for what is not needed.
+inline std::pair<Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                                      const Axes& stride, const Axes& padding, const Axes& dilation,
+                                                      int64_t groups, bool need_input, bool need_weight) {
+  const Axes no_output_padding(stride.size(), 0);
+  const std::array<bool, 3> mask{need_input, need_weight, false};
+  const torch::headeronly::HeaderOnlyArrayRef<bool> output_mask(mask.data(), mask.size());
+  const auto results = call<3>("aten::convolution_backward", "", grad, input, weight, std::nullopt, stride, padding,
+                               dilation, false, no_output_padding, groups, output_mask);
+  to_tensor(results[2]);  // takes ownership, so that it is freed
+  return {to_tensor(results[0]), to_tensor(results[1])};
+}
+
+// ATen's operators record gradients when they are called from C++ with the grad mode on; ours must not.
+class NoGrad {
+ public:
+  NoGrad() : previous_(aoti_torch_grad_mode_is_enabled()) { aoti_torch_grad_mode_set_enabled(false); }
+  ~NoGrad() { aoti_torch_grad_mode_set_enabled(previous_); }
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
+
+ private:
+  bool previous_;
+};
+
+}  // namespace ccn::aten

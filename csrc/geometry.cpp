@@ -1,0 +1,41 @@
+// Argument checks of the native operators. Python checks first and says more; a C++ caller has only these.
+#include <torch/headeronly/util/Exception.h>
+
+#include "native.h"
+
+namespace ccn {
+
+Geometry make_geometry(const Tensor& input, const Tensor& weight, const Axes& stride, const Axes& padding,
+                       const Axes& dilation, int64_t groups) {
+  const int64_t rank = static_cast<int64_t>(stride.size());
+  STD_TORCH_CHECK(rank <= kAxes, "stride must have at most 3 entries, got ", rank);
+  STD_TORCH_CHECK(input.dim() == rank + 2, "input must have ", rank + 2, " dimensions, got ", input.dim());
+  STD_TORCH_CHECK(weight.dim() == rank + 2, "weight must have ", rank + 2, " dimensions, got ", weight.dim());
+  STD_TORCH_CHECK(padding.size() == stride.size() && dilation.size() == stride.size(),
+                  "padding and dilation must have as many entries as stride");
+  STD_TORCH_CHECK(groups > 0 && weight.size(0) % groups == 0, "groups must divide the weight's output channels");
+  STD_TORCH_CHECK(input.size(1) == weight.size(1) * groups, "input must have ", weight.size(1) * groups,
+                  " channels, got ", input.size(1));
+  STD_TORCH_CHECK(input.scalar_type() == weight.scalar_type(), "input and weight must have the same dtype");
+
+  Geometry geo{input.size(0), groups,    weight.size(1), weight.size(0) / groups, {1, 1, 1}, {1, 1, 1},
+               {1, 1, 1},     {1, 1, 1}, {0, 0, 0},      {1, 1, 1}};
+  for (int64_t i = 0; i < rank; ++i) {
+    const int64_t axis = kAxes - rank + i;
+    geo.in[axis] = input.size(2 + i);
+    geo.kernel[axis] = weight.size(2 + i);
+    geo.stride[axis] = stride[i];
+    geo.padding[axis] = padding[i];
+    geo.dilation[axis] = dilation[i];
+    STD_TORCH_CHECK(stride[i] > 0, "stride must be positive, got ", stride[i]);
+    STD_TORCH_CHECK(padding[i] >= 0, "padding must not be negative, got ", padding[i]);
+    STD_TORCH_CHECK(dilation[i] > 0, "dilation must be positive, got ", dilation[i]);
+    const int64_t span = dilation[i] * (geo.kernel[axis] - 1) + 1;
+    const int64_t room = geo.in[axis] + 2 * padding[i] - span;
+    STD_TORCH_CHECK(room >= 0, "weight's kernel spans ", span, " but the padded input has ", room + span);
+    geo.out[axis] = room / stride[i] + 1;
+  }
+  return geo;
+}
+
+}  // namespace ccn
