@@ -179,8 +179,6 @@ def write_ninja(path: Path, library: Path, module: Path) -> None:
 
     torch_root = Path(torch.__file__).parent
     torch_flags = [STABLE_ABI, "-isystem", str(torch_root / "include")]
-    # Without --no-as-needed the linker drops libtorch, and the library's weak symbols stay null.
-    link = [f"-L{torch_root / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
     python_flags = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"], *describe()]
 
     with path.open("w") as file:
@@ -188,6 +186,7 @@ def write_ninja(path: Path, library: Path, module: Path) -> None:
         ninja.rule("cxx", f"{compiler()} -MMD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc")
         ninja.rule("nvcc", f"{nvcc()} -MD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc")
         ninja.rule("link", f"{compiler()} -shared $in -o $out $flags")
+        ninja.rule("nvlink", f"{nvcc()} -shared -cudart=static $in -o $out $flags")
 
         def compile(name: str, source: Path, flags: list[str], rule: str = "cxx") -> str:
             return ninja.build(f"{name}.o", rule, str(source), variables={"flags": flags})[0]
@@ -202,11 +201,14 @@ def write_ninja(path: Path, library: Path, module: Path) -> None:
             if X86 or not flags:
                 named = [*COMMON, *LOOPS, f"-DCCN_ISA={name}", *flags]
                 objects.append(compile(f"passes_{name}", CSRC / "cpu" / "passes.cpp", named))
+        linker, linker_flag = "link", "-Wl,"
         if PLAN["cuda"] == "built":
             cuda_flags = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", *arch_flags(), *torch_flags]
             objects += [compile(f"cuda_{s.stem}", s, cuda_flags, "nvcc") for s in cuda_sources()]
-            link = [*link, f"-L{Path(nvcc()).resolve().parent.parent / 'lib64'}", "-lcudart_static", "-ldl", "-lrt"]
-        ninja.build(str(library), "link", objects, variables={"flags": link})
+            linker, linker_flag = "nvlink", "-Xlinker="  # nvcc knows where its runtime lies
+        # Without --no-as-needed the linker drops libtorch, and the library's weak symbols stay null.
+        link = [f"-L{torch_root / 'lib'}", f"{linker_flag}--no-as-needed", "-ltorch", "-ltorch_cpu"]
+        ninja.build(str(library), linker, objects, variables={"flags": link})
         bindings = compile("bindings", CSRC / "bindings.cpp", COMMON + python_flags)
         ninja.build(str(module), "link", bindings, variables={"flags": []})
 
@@ -220,7 +222,7 @@ def describe() -> list[str]:
         "CCN_TORCH_TARGET": ".".join(map(str, TORCH_TARGET)),
         "CCN_INSTRUCTION_SETS": " ".join(name for name, flags in INSTRUCTION_SETS.items() if X86 or not flags),
         "CCN_CUDA": nvcc_version() if PLAN["cuda"] == "built" else "no",
-        "CCN_CUDA_ARCHITECTURES": " ".join(arch_flags()) if PLAN["cuda"] == "built" else "none",
+        "CCN_CUDA_ARCHITECTURES": os.environ.get("TORCH_CUDA_ARCH_LIST", "all") if PLAN["cuda"] == "built" else "none",
     }
     return [f"'-D{name}=\"{value}\"'" for name, value in facts.items()]
 

@@ -86,9 +86,7 @@ class CompactConvBackward(Function):
 
     @staticmethod
     def forward(grad, input, weight, bias, alpha, out, quotient, norm, spec, mask, backend):
-        return ops.compact_conv_backward(
-            grad, input, weight, bias, alpha, out, quotient, norm, spec, mask, backend
-        )
+        return ops.compact_conv_backward(grad, input, weight, bias, alpha, out, quotient, norm, spec, mask, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

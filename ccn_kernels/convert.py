@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from . import layers
 
 logger = logging.getLogger("ccn_kernels")
 
-_CONVS = {
+_CONVS: dict[type[nn.Module], Any] = {
     nn.Conv1d: layers.CompactConv1d,
     nn.Conv2d: layers.CompactConv2d,
     nn.Conv3d: layers.CompactConv3d,
@@ -84,14 +85,18 @@ def to_compact(
     return model
 
 
+def compact_layers(model: nn.Module) -> list[Any]:
+    """The model's compact layers, each once."""
+    return [module for module in model.modules() if isinstance(module, _COMPACT)]
+
+
 def calibrate(model: nn.Module, batch: Tensor) -> nn.Module:
     """Sets each compact layer's alpha to the mean of its patches' ``norm + delta`` over ``batch``, front to back.
 
     A converted pretrained model then starts near the original's outputs. Runs the model once, in evaluation mode;
     returns it.
     """
-    compact = [module for module in model.modules() if isinstance(module, _COMPACT)]
-    handles = [module.register_forward_pre_hook(_set_alpha) for module in compact]
+    handles = [layer.register_forward_pre_hook(_set_alpha) for layer in compact_layers(model)]
     training = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
@@ -104,7 +109,7 @@ def calibrate(model: nn.Module, batch: Tensor) -> nn.Module:
     return model
 
 
-def _set_alpha(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _set_alpha(layer: Any, args: tuple[Tensor, ...]) -> None:
     norm = layer.input_norm(args[0])
     layer.alpha.fill_(norm.mean() + layer.delta)
 
@@ -162,6 +167,7 @@ def _fuse_relus(model: nn.Module, converted: set[nn.Module]) -> None:
         if not isinstance(parent, nn.Sequential):
             continue
         for index in range(len(parent) - 1):
-            if parent[index] in converted and type(parent[index + 1]) is nn.ReLU:
-                parent[index].activation = "relu"
+            layer: Any = parent[index]
+            if layer in converted and type(parent[index + 1]) is nn.ReLU:
+                layer.activation = "relu"
                 parent[index + 1] = nn.Identity()

@@ -21,6 +21,7 @@ _warned_about_alpha = False
 class _Compact(nn.Module):
     """What all compact layers have besides their plain layer's parameters."""
 
+    weight: Tensor
     alpha: Tensor
     delta: float
     activation: str | None
@@ -33,8 +34,7 @@ class _Compact(nn.Module):
         check_activation(activation)
         if backend is not None:
             backends.get(backend)
-        weight: Tensor = self.weight  # type: ignore[assignment]
-        scale = torch.full((), float(alpha), device=weight.device, dtype=weight.dtype)
+        scale = torch.full((), float(alpha), device=self.weight.device, dtype=self.weight.dtype)
         if learn_alpha:
             self.alpha = nn.Parameter(scale)
         else:
@@ -74,6 +74,14 @@ def _warn_about_alpha(key: str) -> None:
 class _CompactConv(_Compact):
     _call: Callable[..., Tensor]
 
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: Any
+    _reversed_padding_repeated_twice: list[int]
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = self._padded(input)
         return type(self)._call(
@@ -83,9 +91,10 @@ class _CompactConv(_Compact):
     def input_norm(self, input: Tensor) -> Tensor:
         """L2 norms [N, groups, *out] of the patches that this layer sees in ``input``."""
         input, padding = self._padded(input)
-        rank = len(self.kernel_size)
-        shape = (self.stride, padding, self.dilation, self.groups)
-        call = resolve(rank, input, self.weight, None, self.alpha, *shape, self.delta, None)
+        call = resolve(
+            len(self.kernel_size), input, self.weight, None, self.alpha,
+            self.stride, padding, self.dilation, self.groups, self.delta, None,
+        )  # fmt: skip
         return reference.patch_norm(call.input, self.kernel_size, call.spec)
 
     def _padded(self, input: Tensor) -> tuple[Tensor, Any]:

@@ -42,7 +42,9 @@ def paper_mnist_cnn(
     if padding not in ("valid", "same"):
         raise ValueError(f"padding must be 'valid' or 'same', got {padding!r}")
     features = 1024 if padding == "valid" else 3136
-    return _network(variant, compact_layer, (32, 32, _POOL, 64, 64, _POOL), 1, features, (200, 200, 10), padding, dropout)
+    return _network(
+        variant, compact_layer, (32, 32, _POOL, 64, 64, _POOL), 1, features, (200, 200, 10), padding, dropout
+    )
 
 
 def vgg11(

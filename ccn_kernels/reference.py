@@ -56,8 +56,8 @@ def compact_conv(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tens
     divisor = norm + spec.delta
     if spec.delta == 0:  # 0 / 0 counts as 0
         divisor = torch.where(norm == 0, torch.inf, divisor)
-    divisor = divisor.repeat_interleave(weight.shape[0] // spec.groups, dim=1)  # [N, O, *out]
-    output = alpha * (product / divisor)
+    by_group = product.unflatten(1, (spec.groups, -1))  # [N, groups, O / groups, *out]
+    output = alpha * (by_group / divisor.unsqueeze(2)).flatten(1, 2)
     if bias is not None:
         output = output + bias.reshape(-1, *[1] * spec.rank)
     return (output.relu() if spec.relu else output).to(input.dtype)

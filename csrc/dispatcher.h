@@ -46,6 +46,11 @@ inline std::pair<Tensor, Tensor> convolution_backward(const Tensor& grad, const 
   return {to_tensor(results[0]), to_tensor(results[1])};
 }
 
+inline Tensor empty_strided(const Axes& shape, const Axes& strides, ScalarType type, const torch::stable::Device& device) {
+  return to_tensor(call<1>("aten::empty_strided", "", shape, strides, std::optional(type), std::nullopt,
+                           std::optional(device), std::nullopt)[0]);
+}
+
 // ATen's operators record gradients when they are called from C++ with the grad mode on; ours must not.
 class NoGrad {
  public:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,9 @@ PREFERENCE = (triton, cuda, cpu, reference)  # fastest first
 NAMES = tuple(backend.NAME for backend in reversed(PREFERENCE))
 ENVIRONMENT = "CCN_BACKEND"
 
+# Backends that run only when they are asked for by name, and why.
+BY_NAME_ONLY = {"cuda": "it compiles, but has not been run on a GPU yet: ask for it by name"}
+
 
 class Request(NamedTuple):
     """What the choice of a backend depends on."""
@@ -30,7 +34,7 @@ class Request(NamedTuple):
     rank: int
 
 
-def get(name: str):
+def get(name: str) -> ModuleType:
     """The backend module called ``name``."""
     for backend in PREFERENCE:
         if name == backend.NAME:
@@ -50,9 +54,9 @@ def rejection(name: str, request: Request) -> str | None:
 
 
 def explain(device: str = "cpu", dtype: torch.dtype = torch.float32, rank: int = 2) -> dict[str, str | None]:
-    """For each backend, fastest first: None if it can run such a call, else the reason why not."""
+    """For each backend, fastest first: None if it may be chosen for such a call, else the reason why not."""
     request = Request(device, dtype, rank)
-    return {backend.NAME: rejection(backend.NAME, request) for backend in PREFERENCE}
+    return {name: rejection(name, request) or BY_NAME_ONLY.get(name) for name in reversed(NAMES)}
 
 
 @torch.compiler.assume_constant_result
@@ -63,16 +67,22 @@ def select(requested: str | None, device: str, dtype: torch.dtype, rank: int) ->
         ValueError: the name is unknown.
         RuntimeError: the named backend cannot run the call; the message says why.
     """
-    source = "backend" if requested is not None else ENVIRONMENT
-    requested = requested if requested is not None else os.environ.get(ENVIRONMENT) or None
+    source = "backend"
     if requested is None:
-        for name, reason in explain(device, dtype, rank).items():
-            if reason is None:
-                return name
-            logger.debug("backend %s rejected: %s", name, reason)
+        source, requested = ENVIRONMENT, os.environ.get(ENVIRONMENT) or None
+    if requested is None:
+        return _fastest(device, dtype, rank)
     if requested not in NAMES:
         raise ValueError(f"{source} must be one of {NAMES}, got {requested!r}")
     reason = rejection(requested, Request(device, dtype, rank))
     if reason is not None:
         raise RuntimeError(f"{source}={requested!r} cannot run this call: {reason}")
     return requested
+
+
+def _fastest(device: str, dtype: torch.dtype, rank: int) -> str:
+    for name, reason in explain(device, dtype, rank).items():
+        if reason is None:
+            return name
+        logger.debug("backend %s rejected: %s", name, reason)
+    raise AssertionError("the reference backend runs everything")

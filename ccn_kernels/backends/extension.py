@@ -1,4 +1,4 @@
-"""Loads the compiled library once, when it is first needed, and remembers why it could not be."""
+"""The compiled library: loaded once, when it is first needed; why it could not be is remembered."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+from ..spec import ConvSpec
 
 PACKAGE = Path(__file__).resolve().parent.parent
 LIBRARY = PACKAGE / "libccn_native.so"
 BUILD_INFO = PACKAGE / "_build_info.json"
 HOW_TO_BUILD = (
     "to build it, install a C++ compiler, torch, ninja, pybind11 and setuptools, then run "
-    "`CCN_BUILD={component} pip install --no-build-isolation ccn-kernels`"
+    "`CCN_BUILD={component} pip install --no-build-isolation .` in the source tree"
 )
 
 
@@ -43,3 +46,28 @@ def missing(component: str) -> str | None:
     if state != "built":
         return f"the {component} backend was not built ({state}); " + HOW_TO_BUILD.format(component=component)
     return _load_error()
+
+
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, spec: ConvSpec, save_quotient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The compiled forward for the input's device: output, quotient, norm."""
+    return torch.ops.ccn_native.compact_conv(input, weight, bias, alpha, *spec, save_quotient)
+
+
+def backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    output: Tensor | None,
+    quotient: Tensor | None,
+    norm: Tensor,
+    spec: ConvSpec,
+    mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The compiled backward for the input's device: gradients of input, weight, alpha and bias."""
+    return torch.ops.ccn_native.compact_conv_backward(
+        grad, input, weight, bias, alpha, output, quotient, norm, *spec[:-1], mask
+    )

@@ -96,7 +96,7 @@ template <class T, bool kRelu, bool kSave>
 void epilogue_pixels(const Layout& layout, const ForwardEpilogue<T>& args, Range tasks) {
   const Geometry& geo = layout.geo;
   const int64_t pixels = geo.out_pixels(), channels = geo.out_channels, groups = geo.groups;
-  const T alpha = args.alpha;
+  const T alpha = *args.alpha;
   for_each_plane(tasks, pixels, [&](int64_t n, int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       for (int64_t g = 0; g < groups; ++g) {
@@ -122,7 +122,7 @@ template <class T, bool kRelu, bool kSave>
 void epilogue_planes(const Layout& layout, const ForwardEpilogue<T>& args, Range tasks) {
   const Geometry& geo = layout.geo;
   const int64_t pixels = geo.out_pixels(), channels = geo.out_channels, all = geo.groups * channels;
-  const T alpha = args.alpha;
+  const T alpha = *args.alpha;
   for_each_plane(tasks, pixels, [&](int64_t plane, int64_t begin, int64_t end) {
     const int64_t n = plane / all, o = plane % all;
     const T* inverse = args.inverse_divisor + (n * geo.groups + o / channels) * pixels;
@@ -158,7 +158,7 @@ template <class T, bool kRelu, Moment kMoment>
 void prologue_pixels(const Layout& layout, const BackwardPrologue<T>& args, Range tasks) {
   const Geometry& geo = layout.geo;
   const int64_t pixels = geo.out_pixels(), channels = geo.out_channels, groups = geo.groups;
-  const int64_t all = groups * channels, block = layout.prologue_pixels();
+  const int64_t all = groups * channels, block = Prologue{layout}.pixels();
   for (int64_t task = tasks.begin; task < tasks.end; ++task) {
     T* partial = args.bias_partials ? args.bias_partials + task * all : nullptr;
     for (int64_t o = 0; partial && o < all; ++o) partial[o] = 0;
@@ -194,7 +194,7 @@ template <class T, bool kRelu, Moment kMoment>
 void prologue_planes(const Layout& layout, const BackwardPrologue<T>& args, Range tasks) {
   const Geometry& geo = layout.geo;
   const int64_t pixels = geo.out_pixels(), channels = geo.out_channels, all = geo.groups * channels;
-  const int64_t segments = layout.prologue_segments(), block = layout.prologue_pixels();
+  const int64_t segments = Prologue{layout}.segments(), block = Prologue{layout}.pixels();
   for (int64_t task = tasks.begin; task < tasks.end; ++task) {
     const int64_t plane = task / segments, segment = task % segments;
     const int64_t n = plane / geo.groups, g = plane % geo.groups;
@@ -265,24 +265,27 @@ void transposed_box(const Layout& layout, const T* q, T* box, Range tasks) {
 }
 
 template <class T>
-void input_epilogue(const Layout& layout, const T* conv_grad, const T* x, const T* box, T alpha, T* dx, Range tasks) {
+void input_epilogue(const Layout& layout, const InputEpilogue<T>& args, Range tasks) {
   const Geometry& geo = layout.geo;
   const int64_t pixels = geo.in_pixels(), channels = geo.in_channels, groups = geo.groups;
+  const T alpha = *args.alpha;
+  const T *grad = args.conv_grad, *x = args.x;
+  T* dx = args.dx;
   for_each_plane(tasks, pixels, [&](int64_t plane, int64_t begin, int64_t end) {
     if (layout.channels_last) {
       for (int64_t p = begin; p < end; ++p) {
         for (int64_t g = 0; g < groups; ++g) {
-          const T factor = box[(plane * groups + g) * pixels + p];
+          const T factor = args.box[(plane * groups + g) * pixels + p];
           const int64_t at = ((plane * pixels + p) * groups + g) * channels;
 #pragma omp simd
-          for (int64_t c = at; c < at + channels; ++c) dx[c] = alpha * conv_grad[c] - x[c] * factor;
+          for (int64_t c = at; c < at + channels; ++c) dx[c] = alpha * grad[c] - x[c] * factor;
         }
       }
     } else {
-      const T* factor = box + plane / channels * pixels;  // plane / channels = n * groups + g
+      const T* factor = args.box + plane / channels * pixels;  // plane / channels = n * groups + g
       const int64_t at = plane * pixels;
 #pragma omp simd
-      for (int64_t p = begin; p < end; ++p) dx[at + p] = alpha * conv_grad[at + p] - x[at + p] * factor[p];
+      for (int64_t p = begin; p < end; ++p) dx[at + p] = alpha * grad[at + p] - x[at + p] * factor[p];
     }
   });
 }

@@ -1,0 +1,51 @@
+// What the passes around the convolution read and write, on any device.
+#pragma once
+
+#include "compact_conv.h"
+
+namespace ccn {
+
+// Activations are laid out [N, C, pixels] or, when `channels_last`, [N, pixels, C]; planes are always [N, G, pixels].
+struct Layout {
+  Geometry geo;
+  bool channels_last;
+
+  int64_t inputs() const { return geo.groups * geo.in_channels; }
+  int64_t outputs() const { return geo.groups * geo.out_channels; }
+};
+
+template <class T>
+struct ForwardEpilogue {
+  const T* u;                 // [N, O, P] the convolution
+  const T* inverse_divisor;   // [N, G, P] 1 / d
+  const T* bias;              // [O]
+  const T* alpha;            // one value
+  bool relu;
+  T* y;                       // [N, O, P]
+  T* z;                       // [N, O, P] u / d, or null
+};
+
+template <class T>
+struct BackwardPrologue {
+  const T* grad;     // [N, O, P]
+  const T* y;        // [N, O, P] the fused ReLU's output, or null
+  const T* z;        // [N, O, P] u / d, or null
+  const T* bias;     // [O]
+  const T* r;        // [N, G, P]
+  T delta;
+  bool moment_from_y;  // take y - b for alpha * z
+  T* e;              // [N, O, P] grad / d
+  T* moment;         // [N, G, P] sum_o grad * z (or grad * (y - b)), or null
+  T* bias_partials;  // [rows, O], or null; how many rows is the device's choice
+};
+
+template <class T>
+struct InputEpilogue {
+  const T* conv_grad;  // [N, C, P] the convolution's gradient
+  const T* x;          // [N, C, P]
+  const T* box;        // [N, G, P] sum of q over the patches that contain the pixel
+  const T* alpha;      // one value
+  T* dx;               // [N, C, P] alpha * conv_grad - x * box
+};
+
+}  // namespace ccn
