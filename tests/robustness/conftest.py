@@ -1,0 +1,34 @@
+"""A small data set: enough to train on for a moment."""
+
+import pytest
+import torch
+
+from ccn_kernels.robustness import data
+
+
+@pytest.fixture(autouse=True)
+def isolated():
+    """Replaces the fixture that poisons memory: its deterministic mode makes oneDNN's convolutions take ages."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def few_digits():
+    whole = data.load("digits")
+    return data.Dataset(
+        "few", whole.train_images[:96], whole.train_labels[:96], whole.test_images[:40], whole.test_labels[:40]
+    )
+
+
+@pytest.fixture
+def bright_or_dark():
+    """A model that calls an image 1 where its mean exceeds a half, and images around that border."""
+
+    class Mean(torch.nn.Module):
+        def forward(self, images):
+            score = images.flatten(1).mean(1) - 0.5
+            return torch.stack([-score, score], dim=1)
+
+    levels = torch.tensor([0.1, 0.35, 0.45, 0.55, 0.65, 0.9])
+    images = levels.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone()
+    return Mean(), images, (levels > 0.5).long()
