@@ -50,9 +50,7 @@ def compiler() -> str | None:
 def nvcc() -> str | None:
     """The CUDA compiler, by CUDA_HOME or PATH."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    places = [Path(home) / "bin"] if home else []
-    found = [shutil.which("nvcc", path=str(place)) for place in places]
-    return next(filter(None, [*found, shutil.which("nvcc"), shutil.which("nvcc", path="/usr/local/cuda/bin")]), None)
+    return (shutil.which("nvcc", path=os.path.join(home, "bin")) if home else None) or shutil.which("nvcc")
 
 
 def cuda_sources() -> list[Path]:

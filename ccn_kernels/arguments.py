@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .spec import MAX_RANK, ConvSpec, norm_dtype
+from .spec import MAX_RANK, ConvSpec, autocasts, norm_dtype
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 ACTIVATIONS = (None, "relu")
@@ -132,7 +132,7 @@ def _alpha(alpha: Tensor | float, input: Tensor) -> Tensor:
 def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Casts as autocast casts the operands of ``nn.Conv2d``: all floating-point ones but fp64."""
     device = input.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if not autocasts(device):
         return input, weight, bias
     dtype = torch.get_autocast_dtype(device)
 

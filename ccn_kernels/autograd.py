@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from . import ops, reference
-from .spec import ConvSpec
+from .spec import ConvSpec, without_autocast
 
 
 def compact_conv(
@@ -21,11 +19,6 @@ def compact_conv(
     )
     with without_autocast(input.device.type):
         return CompactConvFunction.apply(input, weight, bias, alpha, spec, save_quotient, backend)[0]
-
-
-def without_autocast(device: str) -> AbstractContextManager:
-    """Operands are in their final dtype here: the convolutions inside must not be cast again."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _needs_quotient(input: bool, weight: bool, alpha: bool, spec: ConvSpec) -> bool:

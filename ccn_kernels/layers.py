@@ -82,6 +82,16 @@ class _CompactConv(_Compact):
     padding_mode: Any
     _reversed_padding_repeated_twice: list[int]
 
+    def __init__(
+        self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
+        padding_mode="zeros", device=None, dtype=None, *, alpha=1.0, learn_alpha=True, delta=0.01, activation=None,
+        backend=None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self._add_scale(alpha, learn_alpha, delta, activation, backend)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = self._padded(input)
         return type(self)._call(
@@ -137,16 +147,6 @@ class CompactConv1d(_CompactConv, nn.Conv1d):
 
     _call = staticmethod(functional.compact_conv1d)
 
-    def __init__(
-        self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
-        padding_mode="zeros", device=None, dtype=None, *, alpha=1.0, learn_alpha=True, delta=0.01, activation=None,
-        backend=None,
-    ) -> None:  # fmt: skip
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        self._add_scale(alpha, learn_alpha, delta, activation, backend)
-
 
 class CompactConv2d(_CompactConv, nn.Conv2d):
     """``nn.Conv2d`` whose every patch is divided by its L2 norm and scaled by alpha (equation 4 of the paper).
@@ -165,16 +165,6 @@ class CompactConv2d(_CompactConv, nn.Conv2d):
 
     _call = staticmethod(functional.compact_conv2d)
 
-    def __init__(
-        self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
-        padding_mode="zeros", device=None, dtype=None, *, alpha=1.0, learn_alpha=True, delta=0.01, activation=None,
-        backend=None,
-    ) -> None:  # fmt: skip
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        self._add_scale(alpha, learn_alpha, delta, activation, backend)
-
 
 class CompactConv3d(_CompactConv, nn.Conv3d):
     """``nn.Conv3d`` whose every patch is divided by its norm; see :class:`CompactConv2d`.
@@ -183,16 +173,6 @@ class CompactConv3d(_CompactConv, nn.Conv3d):
     """
 
     _call = staticmethod(functional.compact_conv3d)
-
-    def __init__(
-        self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
-        padding_mode="zeros", device=None, dtype=None, *, alpha=1.0, learn_alpha=True, delta=0.01, activation=None,
-        backend=None,
-    ) -> None:  # fmt: skip
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        self._add_scale(alpha, learn_alpha, delta, activation, backend)
 
 
 class CompactLinear(_Compact, nn.Linear):

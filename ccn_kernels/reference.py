@@ -7,6 +7,7 @@ backend, and what double backward differentiates.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .arguments import Call, resolve
-from .spec import ConvSpec, norm_dtype
+from .spec import ConvSpec, norm_dtype, without_autocast
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -44,7 +45,7 @@ def patch_norm(input: Tensor, kernel_size: tuple[int, ...], spec: ConvSpec) -> T
 
 
 def compact_conv(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float, spec: ConvSpec) -> Tensor:
-    """Equation 4 of the paper for one ``ConvSpec``; see :func:`compact_conv2d` for the shapes."""
+    """Equation 4 of the paper for one ``ConvSpec``: input [N, C, *spatial] to output [N, O, *out]."""
     norm = patch_norm(input, tuple(weight.shape[2:]), spec)
     # fp16 products overflow where the quotient would not
     compute = torch.float32 if input.dtype == torch.float16 else input.dtype
@@ -63,61 +64,34 @@ def compact_conv(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tens
     return (output.relu() if spec.relu else output).to(input.dtype)
 
 
-def compact_conv1d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    alpha: Tensor | float = 1.0,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    *,
-    delta: float = 0.01,
-    activation: str | None = None,
-) -> Tensor:
-    """The two-branch module over sequences: input [N, C, L], weight [O, C / groups, k]."""
-    args = (stride, padding, dilation, groups, delta, activation)
-    return run(resolve(1, input, weight, bias, alpha, *args))
+def _convolution(rank: int) -> Callable[..., Tensor]:
+    def compact_convnd(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        alpha: Tensor | float = 1.0,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        *,
+        delta: float = 0.01,
+        activation: str | None = None,
+    ) -> Tensor:
+        args = (stride, padding, dilation, groups, delta, activation)
+        return run(resolve(rank, input, weight, bias, alpha, *args))
+
+    compact_convnd.__name__ = compact_convnd.__qualname__ = f"compact_conv{rank}d"
+    compact_convnd.__doc__ = (
+        f"The two-branch module (figure 4 of the paper) over {rank} spatial axes: input [N, C, *spatial], weight "
+        f"[O, C / groups, *kernel], output [N, O, *out]; arguments and errors of functional.compact_conv{rank}d."
+    )
+    return compact_convnd
 
 
-def compact_conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    alpha: Tensor | float = 1.0,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    *,
-    delta: float = 0.01,
-    activation: str | None = None,
-) -> Tensor:
-    """The two-branch module (figure 4): input [N, C, H, W], weight [O, C / groups, kH, kW], output [N, O, H', W'].
-
-    Arguments and errors are those of :func:`ccn_kernels.functional.compact_conv2d`.
-    """
-    args = (stride, padding, dilation, groups, delta, activation)
-    return run(resolve(2, input, weight, bias, alpha, *args))
-
-
-def compact_conv3d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    alpha: Tensor | float = 1.0,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    *,
-    delta: float = 0.01,
-    activation: str | None = None,
-) -> Tensor:
-    """The two-branch module over volumes: input [N, C, D, H, W], weight [O, C / groups, kD, kH, kW]."""
-    args = (stride, padding, dilation, groups, delta, activation)
-    return run(resolve(3, input, weight, bias, alpha, *args))
+compact_conv1d = _convolution(1)
+compact_conv2d = _convolution(2)
+compact_conv3d = _convolution(3)
 
 
 def compact_linear(
@@ -135,5 +109,5 @@ def compact_linear(
 
 def run(call: Call) -> Tensor:
     """A checked call, by the reference."""
-    with torch.autocast(call.input.device.type, enabled=False):
+    with without_autocast(call.input.device.type):
         return call.restore(compact_conv(call.input, call.weight, call.bias, call.alpha, call.spec))

@@ -5,6 +5,7 @@ Imports nothing but torch, so that every backend and the operators' fakes can sh
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,16 @@ class ConvSpec(NamedTuple):
     @property
     def rank(self) -> int:
         return len(self.stride)
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a device type; the meta device knows none."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    """For operands that are in their final dtype: the convolutions inside must not be cast again."""
+    return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
 
 
 def output_size(spec: ConvSpec, input: Tensor, weight: Tensor) -> list[int]:

@@ -17,6 +17,12 @@ def backend(request):
     return request.param
 
 
+@pytest.fixture(params=[name for name in BACKENDS if name != "reference"])
+def kernels(request):
+    """Every backend that has kernels of its own: those behind the `ccn` operators."""
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def isolated():
     """Seeds, poisons what ``torch.empty`` returns (from C++ too), and puts back what a test may have changed."""

@@ -11,6 +11,24 @@ from ccn_kernels import functional
 PUBLIC = (functional.compact_linear, functional.compact_conv1d, functional.compact_conv2d, functional.compact_conv3d)
 CONVS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+NHWC, SIZE = torch.channels_last, (3, 4, 7, 6)
+
+# Inputs of every kind of strides; every one has the shape SIZE.
+STRIDED = {
+    "contiguous": lambda: torch.randn(SIZE),
+    "channels_last": lambda: torch.randn(SIZE).contiguous(memory_format=NHWC),
+    "reversed axes": lambda: torch.randn(6, 7, 4, 3).permute(3, 2, 1, 0),
+    "swapped height and width": lambda: torch.randn(3, 4, 6, 7).transpose(2, 3),
+    "every other image": lambda: torch.randn(6, 4, 7, 6)[::2],
+    "every other channel": lambda: torch.randn(3, 8, 7, 6)[:, ::2],
+    "every other row and column": lambda: torch.randn(3, 4, 14, 12)[:, :, ::2, ::2],
+    "a crop": lambda: torch.randn(3, 5, 9, 9)[:, 1:, 1:8, 2:8],
+    "channels of channels_last": lambda: torch.randn(3, 9, 7, 6).contiguous(memory_format=NHWC)[:, 2:6],
+    "a crop of channels_last": lambda: torch.randn(3, 4, 9, 9).contiguous(memory_format=NHWC)[:, :, 1:8, 2:8],
+    "one image expanded": lambda: torch.randn(1, 4, 7, 6).expand(SIZE),
+    "one channel expanded": lambda: torch.randn(3, 1, 7, 6).expand(SIZE),
+    "one number expanded": lambda: torch.full((), 0.5).expand(SIZE),
+}
 
 
 @dataclass
@@ -157,3 +175,17 @@ def yardstick(name, naive, want, rounding, eps):
     if name == "alpha":  # one number may come out right by chance: rounding its terms is the least it can cost
         return max(relative_norm(rounding, want), 0.0 if error != error else error)
     return error if error <= 64 * eps else 4 * eps  # more than that is overflow, to NaN or to a norm of infinity
+
+
+def strides(tensor):
+    """Those that have a meaning: of axes with more than one entry, in a tensor that has any."""
+    return [s for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1 and tensor.numel()]
+
+
+def assert_laid_out_alike(y, like):
+    assert y.shape == like.shape
+    assert strides(y) == strides(like)
+    if y.dim() in FORMATS:
+        last = FORMATS[y.dim()]
+        assert y.is_contiguous(memory_format=last) == like.is_contiguous(memory_format=last)
+    assert y.is_contiguous() == like.is_contiguous()

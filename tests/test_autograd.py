@@ -199,11 +199,11 @@ def test_forward_mode_works_in_the_reference_and_is_refused_clearly_elsewhere(ba
         torch.testing.assert_close(found, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(y, call(*problem.operands))
         return
-    with pytest.raises((RuntimeError, NotImplementedError), match="forward|jvp"):
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"forward|jvp"):
         jvp(call, problem.operands, tangents)
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(*pair) for pair in zip(problem.operands, tangents, strict=True)]
-        with pytest.raises((RuntimeError, NotImplementedError), match="forward|jvp"):
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"forward|jvp"):
             call(*duals)
 
 
@@ -250,5 +250,5 @@ def test_a_graph_can_be_walked_twice_and_frees_its_tensors(backend):
     first = torch.autograd.grad(y, leaves, problem.grad, retain_graph=True)
     second = torch.autograd.grad(y, leaves, problem.grad)
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
-    with pytest.raises(RuntimeError, match="second time|freed"):
+    with pytest.raises(RuntimeError, match=r"second time|freed"):
         torch.autograd.grad(y, leaves, problem.grad)

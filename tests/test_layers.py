@@ -1,5 +1,10 @@
+"""The layers as drop-in replacements: construction, padding modes, state, copies, dtypes, autocast."""
+
 import copy
 import inspect
+import io
+import itertools
+import logging
 import pickle
 
 import oracle
@@ -7,192 +12,303 @@ import pytest
 import torch
 from torch import nn
 
-import ccn_kernels
 from ccn_kernels import CompactConv1d, CompactConv2d, CompactConv3d, CompactLinear, layers
 
-PAIRS = {
-    CompactConv1d: (nn.Conv1d, (3, 4, 3), (2, 3, 7)),
-    CompactConv2d: (nn.Conv2d, (3, 4, 3), (2, 3, 7, 6)),
-    CompactConv3d: (nn.Conv3d, (3, 4, 3), (2, 3, 5, 6, 4)),
-    CompactLinear: (nn.Linear, (3, 4), (2, 3)),
-}
+CONVS = {1: (CompactConv1d, nn.Conv1d), 2: (CompactConv2d, nn.Conv2d), 3: (CompactConv3d, nn.Conv3d)}
+ALL = [*CONVS.values(), (CompactLinear, nn.Linear)]
+EXTRA = {"alpha": 1.0, "learn_alpha": True, "delta": 0.01, "activation": None, "backend": None}
+MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-@pytest.fixture(params=PAIRS, ids=lambda cls: cls.__name__)
-def pair(request):
-    """(compact class, plain class, constructor arguments, input shape)"""
-    return request.param, *PAIRS[request.param]
-
-
-def share(compact, plain, **settings):
-    return (compact.from_linear if compact is CompactLinear else compact.from_conv)(plain, **settings)
-
-
-def test_the_signature_is_the_plain_layer_s_and_ours(pair):
-    compact, plain, args, _ = pair
-    theirs, ours = (list(inspect.signature(cls).parameters.values()) for cls in (plain, compact))
-    assert [(p.name, p.default) for p in ours[: len(theirs)]] == [(p.name, p.default) for p in theirs]
-    added = {p.name: p.default for p in ours[len(theirs) :]}
-    assert added == {"alpha": 1.0, "learn_alpha": True, "delta": 0.01, "activation": None, "backend": None}
-    assert all(p.kind is p.KEYWORD_ONLY for p in ours[len(theirs) :])
-    assert isinstance(compact(*args), plain)
-
-
-def test_alpha_is_a_parameter_or_a_buffer(pair):
-    compact, _, args, _ = pair
-    learned = compact(*args, alpha=2.5)
-    assert isinstance(learned.alpha, nn.Parameter)
-    assert (learned.alpha.shape, learned.alpha.item()) == ((), 2.5)
-    fixed = compact(*args, learn_alpha=False)
-    assert "alpha" in dict(fixed.named_buffers())
-    assert "alpha" not in dict(fixed.named_parameters())
-
-
-def test_from_plain_shares_the_parameters(pair):
-    compact, plain, args, shape = pair
-    source = plain(*args, dtype=torch.float64).eval()
-    layer = share(compact, source, alpha=3.0, delta=0.1, activation="relu")
-    assert layer.weight is source.weight
-    assert layer.bias is source.bias
-    assert (layer.alpha.dtype, layer.alpha.device) == (source.weight.dtype, source.weight.device)
-    assert not layer.training
-    x = torch.randn(shape).double()
-    torch.testing.assert_close(layer(x), oracle.compact_conv(x, source.weight, source.bias, 3.0, delta=0.1, relu=True))
-    assert share(compact, plain(*args, bias=False)).bias is None
-
-
-@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
-@pytest.mark.parametrize("padding", [2, (1, 2), "same"])
-def test_every_padding_mode(backend, mode, padding):
-    layer = CompactConv2d(3, 4, (2, 3), padding=padding, padding_mode=mode, backend=backend, dtype=torch.float64)
-    x = torch.randn(2, 3, 7, 6).double()
-    expected = oracle.compact_conv(x, layer.weight, layer.bias, padding=padding, padding_mode=mode)
-    torch.testing.assert_close(layer(x), expected)
-    norms = oracle.patch_norms(x, (2, 3), padding=padding, padding_mode=mode)
-    torch.testing.assert_close(layer.input_norm(x), norms)
-
-
-def test_a_plain_layer_s_state_is_taken_strictly_with_one_warning(pair, caplog, monkeypatch):
-    compact, plain, args, _ = pair
+@pytest.fixture(autouse=True)
+def warning_not_given_yet(monkeypatch):
+    """The warning about a missing alpha is given once a process."""
     monkeypatch.setattr(layers, "_warned_about_alpha", False)
-    model, state = nn.Sequential(compact(*args, alpha=2.0), compact(*args)), {}
-    for index in range(2):
-        state |= {f"{index}.{name}": value for name, value in plain(*args).state_dict().items()}
-    model.load_state_dict(state, strict=True)
-    assert torch.equal(model[1].weight, state["1.weight"])
-    assert model[0].alpha.item() == 2.0
-    (record,) = caplog.records
-    assert "0.alpha" in record.getMessage()
-    del state["0.weight"]
-    with pytest.raises(RuntimeError, match=r"0\.weight"):
-        model.load_state_dict(state)
 
 
-def test_state_copy_and_pickle_keep_everything(pair):
-    compact, _, args, shape = pair
-    layer = compact(*args, alpha=2.0, delta=0.1, activation="relu", backend="reference")
-    x = torch.randn(shape)
-    other = compact(*args, delta=0.1, activation="relu", backend="reference")
-    other.load_state_dict(layer.state_dict())
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), other):
-        assert torch.equal(twin(x), layer(x))
-        assert repr(twin) == repr(layer)
-    assert repr(layer).endswith("delta=0.1, activation='relu', backend='reference')")
+def build(kind, *args, **settings):
+    """A small layer of a class, compact or plain."""
+    return kind(*((6, 4) if issubclass(kind, nn.Linear) else (6, 4, 3)), *args, **settings)
 
 
-def test_the_dtype_follows_the_module(pair):
-    compact, _, args, shape = pair
-    layer = compact(*args).to(torch.bfloat16)
-    assert layer.alpha.dtype == torch.bfloat16
-    assert layer(torch.randn(shape).bfloat16()).dtype == torch.bfloat16
+def example(kind, batch=2):
+    return torch.randn(batch, 6, *[5] * (0 if issubclass(kind, nn.Linear) else len(build(kind).kernel_size)))
 
 
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [({"delta": -1}, "delta"), ({"activation": "tanh"}, "activation"), ({"backend": "x"}, "backend")],
-)
-def test_bad_settings_are_refused_at_once(pair, settings, name):
-    compact, _, args, _ = pair
-    with pytest.raises(ValueError, match=name):
-        compact(*args, **settings)
+def expected(layer, x):
+    """What the oracle makes of a layer's parameters and settings."""
+    names = ("stride", "padding", "dilation", "groups", "padding_mode")
+    geometry = {} if isinstance(layer, nn.Linear) else {name: getattr(layer, name) for name in names}
+    settings = {"delta": layer.delta, "relu": layer.activation == "relu"}
+    return oracle.compact_conv(x, layer.weight, layer.bias, layer.alpha.double(), **settings, **geometry)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_as_conv2d(backend, dtype):
-    layer, x = CompactConv2d(3, 4, 3, backend=backend), torch.randn(2, 3, 7, 6, requires_grad=True)
-    with torch.autocast("cpu", dtype):
-        output, plain = layer(x), nn.Conv2d(3, 4, 3)(x)
-    assert output.dtype == plain.dtype == dtype
-    narrowed = [t.detach().to(dtype) for t in (x, layer.weight, layer.bias)]
-    torch.testing.assert_close(output.double(), oracle.compact_conv(*narrowed), rtol=0.02, atol=0.02)
-    with torch.autocast("cpu", dtype):  # some call backward inside
-        output.float().square().sum().backward()
-    assert (x.grad.dtype, layer.weight.grad.dtype, layer.alpha.grad.dtype) == (torch.float32,) * 3
-    expected = oracle.gradients(*narrowed, layer.alpha, 2 * output.detach())
-    torch.testing.assert_close(x.grad.double(), expected["input"], rtol=0.05, atol=0.05)
+@pytest.mark.parametrize(("compact", "plain"), ALL)
+def test_constructors_take_the_plain_layers_arguments_first_and_ours_by_name(compact, plain):
+    ours, theirs = (list(inspect.signature(kind).parameters.values()) for kind in (compact, plain))
+    head, tail = ours[: len(theirs)], ours[len(theirs) :]
+    assert [(p.name, p.default, p.kind) for p in head] == [(p.name, p.default, p.kind) for p in theirs]
+    assert {p.name: p.default for p in tail} == EXTRA
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in tail)
 
 
-def test_autocast_leaves_fp64_alone():
-    with torch.autocast("cpu", torch.bfloat16):
-        layer = CompactConv2d(3, 4, 3, dtype=torch.float64)
-        assert layer(torch.randn(1, 3, 5, 5).double()).dtype == torch.float64
+@pytest.mark.parametrize(("compact", "plain"), ALL)
+def test_layers_are_subclasses_initialised_alike(compact, plain):
+    torch.manual_seed(3)
+    ours = build(compact)
+    torch.manual_seed(3)
+    theirs = build(plain)
+    assert isinstance(ours, plain)
+    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.equal(ours.bias, theirs.bias)
 
 
-class Counter:
-    """A compiler that only counts the graphs that it is given."""
-
-    def __init__(self):
-        self.graphs = 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return graph.forward
-
-
-@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("dynamic", [None, True, False])
-def test_no_graph_breaks_and_no_more_graphs_than_conv2d(backend, dynamic, grad):
-    counts = {}
-    for cls, settings in ((nn.Conv2d, {}), (CompactConv2d, {"backend": backend})):
-        torch.compiler.reset()
-        layer = cls(3, 4, 3, padding=1, **settings)
-        counts[cls] = Counter()
-        compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend=counts[cls])
-        for batch in (2, 3, 5, 4):
-            x = torch.randn(batch, 3, 6, 6, requires_grad=grad)
-            torch.testing.assert_close(compiled(x), layer(x))
-    assert counts[CompactConv2d].graphs <= counts[nn.Conv2d].graphs
+@pytest.mark.parametrize(("compact", "plain"), ALL)
+@pytest.mark.parametrize("learn", [True, False])
+def test_alpha_is_a_scalar_parameter_or_buffer(compact, plain, learn):
+    layer = build(compact, alpha=2.5, learn_alpha=learn, dtype=torch.float64)
+    assert layer.alpha.shape == ()
+    assert layer.alpha.dtype == torch.float64
+    assert layer.alpha.item() == 2.5
+    assert ("alpha" in dict(layer.named_parameters())) == learn
+    assert ("alpha" in dict(layer.named_buffers())) == (not learn)
+    assert "alpha" in layer.state_dict()
+    layer(example(compact).double()).sum().backward()
+    assert (layer.alpha.grad is not None) == learn
 
 
+@pytest.mark.parametrize(("compact", "plain"), ALL)
 @pytest.mark.parametrize("activation", [None, "relu"])
-def test_inductor_equals_eager_in_training(backend, activation):
-    torch.compiler.reset()
-    conv = CompactConv2d(3, 4, 3, activation=activation, backend=backend)
-    after = nn.Identity() if activation else nn.ReLU(inplace=True)
-    model = nn.Sequential(conv, after, nn.Flatten(), CompactLinear(64, 5, backend=backend))
-    x = torch.randn(2, 3, 6, 6)
-    results = {}
-    for name, call in (("eager", model), ("compiled", torch.compile(model, fullgraph=True))):
-        leaf = x.clone().requires_grad_()
-        output = call(leaf)
-        results[name] = [output, *torch.autograd.grad(output.square().sum(), [leaf, *model.parameters()])]
-    for eager, compiled in zip(results["eager"], results["compiled"], strict=True):
-        torch.testing.assert_close(eager, compiled)
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_compute_what_the_oracle_does(backend, compact, plain, activation, bias):
+    layer = build(compact, bias=bias, alpha=1.5, delta=0.1, activation=activation, backend=backend)
+    x = example(compact)
+    torch.testing.assert_close(layer(x), expected(layer, x).float())
 
 
-def test_compiled_autocast():
-    torch.compiler.reset()
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "settings",
+    [{"padding": 2}, {"padding": 1, "stride": 2, "groups": 2}, {"padding": "same", "dilation": 2}, {"padding": "valid"}],
+    ids=str,
+)
+def test_padded_values_count_in_the_norm_under_every_mode_but_zeros(backend, settings, mode, rank):
+    layer = build(CONVS[rank][0], padding_mode=mode, backend=backend, **settings)
+    x = example(type(layer))
+    torch.testing.assert_close(layer(x), expected(layer, x).float())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_even_kernel_with_same_padding(backend, mode):
+    layer = CompactConv2d(3, 4, (2, 4), padding="same", padding_mode=mode, backend=backend)
+    x = torch.randn(2, 3, 5, 6, requires_grad=True)
+    y = layer(x)
+    want = expected(layer, x)
+    assert y.shape[2:] == x.shape[2:]
+    torch.testing.assert_close(y, want.float())
+    found, wanted = (torch.autograd.grad(t.square().sum(), x, retain_graph=True)[0] for t in (y, want))
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_input_norm_is_that_of_the_patches(mode, rank):
+    layer = build(CONVS[rank][0], padding=1, stride=2, groups=2, padding_mode=mode)
+    x = example(type(layer))
+    names = ("stride", "padding", "dilation", "groups", "padding_mode")
+    want = oracle.patch_norms(x, layer.kernel_size, **{name: getattr(layer, name) for name in names})
+    torch.testing.assert_close(layer.input_norm(x), want.float())
+
+
+def test_input_norm_of_a_linear_layer_is_that_of_its_features():
+    x = torch.randn(2, 3, 6)
+    torch.testing.assert_close(CompactLinear(6, 4).input_norm(x), x.double().norm(dim=-1, keepdim=True).float())
+
+
+@pytest.mark.parametrize(("compact", "plain"), ALL)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_made_from_a_plain_one_shares_its_parameters(compact, plain, bias):
+    base = build(plain, bias=bias, dtype=torch.float64).eval()
+    base.weight.requires_grad_(False)
+    make = compact.from_linear if plain is nn.Linear else compact.from_conv
+    layer = make(base, alpha=3.0, learn_alpha=False, delta=0.5, activation="relu", backend="reference")
+    assert type(layer) is compact
+    assert layer.weight is base.weight
+    assert layer.bias is base.bias
+    assert not layer.training
+    found = (layer.alpha.item(), layer.alpha.dtype, layer.delta, layer.activation, layer.backend)
+    assert found == (3.0, torch.float64, 0.5, "relu", "reference")
+    assert "alpha" in dict(layer.named_buffers())
+    with pytest.raises(TypeError):
+        make(base, unknown=1)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_layer_made_from_a_convolution_keeps_its_geometry(rank):
+    settings = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2, "padding_mode": "circular"}
+    layer = CONVS[rank][0].from_conv(build(CONVS[rank][1], **settings))
+    x = torch.randn(2, 6, *[7] * rank)
+    torch.testing.assert_close(layer(x), expected(layer, x).float())
+    assert layer.stride == (2,) * rank
+    same = CONVS[rank][0].from_conv(build(CONVS[rank][1], padding="same"))
+    assert same(x).shape[2:] == x.shape[2:]
+
+
+def test_subclasses_make_their_own_kind():
+    class Mine(CompactConv2d):
+        pass
+
+    assert type(Mine.from_conv(nn.Conv2d(3, 4, 3))) is Mine
+
+
+@pytest.mark.parametrize(("compact", "plain"), ALL)
+def test_a_plain_layers_state_loads_strictly_keeps_alpha_and_warns_once(compact, plain, caplog):
+    theirs, ours = (nn.Sequential(build(kind), nn.ReLU(), nn.Flatten()) for kind in (plain, compact))
+    ours[0].alpha.data.fill_(7.0)
+    with caplog.at_level(logging.WARNING, logger="ccn_kernels"):
+        for _ in range(2):
+            result = ours.load_state_dict(theirs.state_dict(), strict=True)
+            assert (result.missing_keys, result.unexpected_keys) == ([], [])
+    assert torch.equal(ours[0].weight, theirs[0].weight)
+    assert ours[0].alpha.item() == 7.0
+    warnings = [record for record in caplog.records if record.name == "ccn_kernels"]
+    assert len(warnings) == 1
+    assert "0.alpha" in warnings[0].getMessage()
+
+
+def test_strict_loading_still_reports_what_else_is_missing():
     layer = CompactConv2d(3, 4, 3)
-    x = torch.randn(2, 3, 6, 6)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
-        torch.testing.assert_close(output, layer(x))
-    output.float().sum().backward()
-    assert layer.weight.grad.isfinite().all()
+    state = nn.Conv2d(3, 4, 3).state_dict()
+    del state["bias"]
+    with pytest.raises(RuntimeError, match="bias"):
+        layer.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="extra"):
+        layer.load_state_dict({**nn.Conv2d(3, 4, 3).state_dict(), "extra": torch.zeros(1)})
+    with pytest.raises(RuntimeError, match="alpha"):  # an empty state is no plain layer's
+        layer.load_state_dict({})
 
 
-def test_public_names():
-    for name in ccn_kernels.__all__:
-        assert getattr(ccn_kernels, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        ccn_kernels.nothing  # noqa: B018
+@pytest.mark.parametrize(("compact", "plain"), ALL)
+@pytest.mark.parametrize("learn", [True, False])
+def test_state_round_trip_carries_alpha_silently(compact, plain, learn, caplog):
+    one, two = (build(compact, alpha=alpha, learn_alpha=learn) for alpha in (4.0, 1.0))
+    buffer = io.BytesIO()
+    torch.save(one.state_dict(), buffer)
+    buffer.seek(0)
+    two.load_state_dict(torch.load(buffer))
+    x = example(compact)
+    assert torch.equal(one(x), two(x))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("compact", "plain"), ALL)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
+def test_copies_are_equal_and_apart(compact, plain, copied):
+    layer = build(compact, alpha=2.0, learn_alpha=False, delta=0.3, activation="relu", backend="reference")
+    twin, x = copied(layer), example(compact)
+    assert torch.equal(twin(x), layer(x))
+    assert twin._settings == layer._settings
+    twin.alpha.fill_(5.0)
+    assert layer.alpha.item() == 2.0
+    assert not torch.equal(twin(x), layer(x))
+
+
+def test_repr_tells_what_is_not_a_plain_layers():
+    plain = repr(CompactConv2d(3, 4, 3, stride=2))
+    assert plain == "CompactConv2d(3, 4, kernel_size=(3, 3), stride=(2, 2), delta=0.01)"
+    full = repr(CompactLinear(3, 4, activation="relu", backend="reference", learn_alpha=False, delta=0.5))
+    for part in ("in_features=3", "delta=0.5", "activation='relu'", "backend='reference'", "learn_alpha=False"):
+        assert part in full
+
+
+@pytest.mark.parametrize(("compact", "plain"), ALL)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_a_module_moves_to_another_dtype(backend, compact, plain, dtype):
+    layer, x = build(compact, backend=backend).to(dtype), example(compact).to(dtype)
+    assert {p.dtype for p in layer.parameters()} == {dtype}
+    y = layer(x)
+    y.sum().backward()
+    assert y.dtype == layer.weight.grad.dtype == layer.alpha.grad.dtype == dtype
+    tolerance = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(y.double(), expected(layer, x), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("compact", "plain"), ALL)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_autocast_treats_layers_as_it_treats_plain_ones(backend, compact, plain, kind):
+    """fp64 is the one dtype that autocast leaves alone; parameters keep theirs, and so do their gradients."""
+    mine, yours = (build(k) for k in (compact, plain))
+    mine.backend = backend
+    if kind == torch.float64:
+        mine, yours = mine.double(), yours.double()
+    x = example(compact).to(kind)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, like = mine(x), yours(x)
+    assert y.dtype == like.dtype
+    y.sum().backward()
+    like.sum().backward()
+    assert mine.weight.grad.dtype == yours.weight.grad.dtype
+    if kind != torch.float64:
+        assert y.dtype == torch.bfloat16
+        rounded = copy.deepcopy(mine).bfloat16()
+        rounded.alpha = mine.alpha  # a scale is no operand of the convolution
+        assert torch.equal(y, rounded(x.bfloat16()))
+
+
+def test_autocast_leaves_the_norm_in_fp32(backend):
+    """Sixteen channels of 200 sum to squares of 640000: fine in bf16, but with three digits that the norm must have."""
+    layer = CompactLinear(16, 4, bias=False, backend=backend)
+    x = torch.full((2, 16), 200.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    layer.weight.data = layer.weight.data.bfloat16().float()
+    torch.testing.assert_close(y.float(), expected(layer, x).float(), rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize(("compact", "plain"), ALL)
+def test_backend_and_settings_are_checked_at_construction(compact, plain):
+    for settings, name in (
+        ({"backend": "fastest"}, "backend"),
+        ({"activation": "gelu"}, "activation"),
+        ({"delta": -0.1}, "delta"),
+        ({"delta": float("nan")}, "delta"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            build(compact, **settings)
+
+
+def test_layers_train(backend):
+    """A step of SGD on every parameter, alpha included, lowers a loss."""
+    model = nn.Sequential(
+        CompactConv2d(3, 8, 3, padding=1, activation="relu", backend=backend),
+        nn.Flatten(),
+        CompactLinear(200, 4, backend=backend),
+    )
+    x, target = torch.randn(16, 3, 5, 5), torch.arange(16) % 4
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
+    losses = []
+    for _ in range(20):
+        optimiser.zero_grad()
+        losses.append(nn.functional.cross_entropy(model(x), target))
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(not torch.equal(layer.alpha.detach(), torch.ones(())) for layer in (model[0], model[2]))
+
+
+@pytest.mark.parametrize(("compact", "plain"), ALL)
+def test_a_layer_on_the_meta_device_tells_its_shapes(compact, plain):
+    layer, like = (build(kind, device="meta") for kind in (compact, plain))
+    x = example(compact).to("meta")
+    assert layer.alpha.is_meta
+    assert layer(x).shape == like(x).shape
+
+
+def test_mixed_settings_do_not_leak_between_layers():
+    """No state is shared between calls: two layers give alone what they give in turns."""
+    kinds = [{"delta": d, "activation": a} for d, a in itertools.product((0.0, 1.0), (None, "relu"))]
+    stack, x = [CompactConv2d(6, 4, 3, **kind) for kind in kinds], torch.randn(2, 6, 5, 5)
+    alone = [layer(x) for layer in stack]
+    for layer, before in zip(reversed(stack), reversed(alone), strict=True):
+        assert torch.equal(layer(x), before)

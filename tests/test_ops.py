@@ -1,5 +1,7 @@
 """The operators `ccn::compact_conv` and `ccn::compact_conv_backward` as PyTorch's compiler relies on them."""
 
+import itertools
+
 import problems
 import pytest
 import torch
@@ -9,7 +11,9 @@ from torch.library import opcheck
 from ccn_kernels import ops
 from ccn_kernels.spec import ConvSpec
 
-CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")  # no formula: autograd.py has it
+CHECKS = ("test_schema", "test_faketensor")  # not the formula of autograd: the operators have none, autograd.py has
+TRACED = "test_aot_dispatch_dynamic"
+FORWARD, BACKWARD = torch.ops.ccn.compact_conv, torch.ops.ccn.compact_conv_backward
 
 CASES = {
     "linear": {"rank": 0},
@@ -41,18 +45,13 @@ def arguments(backend, rank=2, save=True, **settings):
 def backward_arguments(backend, mask, **settings):
     """What autograd.py hands to the backward pass: the output under a ReLU alone, the quotient where it is needed."""
     problem, spec, forward = arguments(backend, **settings)
-    output, quotient, norm = torch.ops.ccn.compact_conv(*forward)
+    output, quotient, norm = FORWARD(*forward)
     saved = (output if problem.relu else None, quotient, norm)
     return (problem.grad, *problem.operands, *saved, *spec, list(mask), backend)
 
 
 def metadata(tensors):
-    """Shape, dtype, and the strides of axes that have more than one entry."""
-    found = []
-    for t in tensors:
-        strides = [s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1 and t.numel()]
-        found.append((tuple(t.shape), t.dtype, strides))
-    return found
+    return [(tuple(t.shape), t.dtype, problems.strides(t)) for t in tensors]
 
 
 def fake_metadata(operator, args):
@@ -69,13 +68,92 @@ ALL = [(case, formats) for case in CASES for formats in formats_of(case)]
 
 @pytest.mark.parametrize(("case", "formats"), ALL, ids=str)
 @pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
-def test_forward_passes_opcheck(backend, case, formats, relu):
-    *_, args = arguments(backend, **CASES[case], formats=formats, relu=relu)
-    opcheck(torch.ops.ccn.compact_conv.default, args, test_utils=CHECKS)
+def test_forward_passes_opcheck(kernels, case, formats, relu):
+    *_, args = arguments(kernels, **CASES[case], formats=formats, relu=relu)
+    opcheck(FORWARD.default, args, test_utils=CHECKS)
 
 
 @pytest.mark.parametrize(("case", "formats"), ALL, ids=str)
 @pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
-def test_backward_passes_opcheck(cpu_only, case, formats, relu):
-    args = backward_arguments(cpu_only, [True] * 4, **CASES[case], formats=formats, relu=relu)
-    opcheck(torch.ops.ccn.compact_conv_backward.default, args, test_utils=CHECKS)
+def test_backward_passes_opcheck(kernels, case, formats, relu):
+    args = backward_arguments(kernels, [True] * 4, **CASES[case], formats=formats, relu=relu)
+    opcheck(BACKWARD.default, args, test_utils=CHECKS)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
+def test_both_survive_being_traced_with_dynamic_shapes(kernels, case, relu):
+    settings = {**CASES[case], "formats": formats_of(case)[-1], "relu": relu}
+    opcheck(FORWARD.default, arguments(kernels, **settings)[-1], test_utils=TRACED)
+    opcheck(BACKWARD.default, backward_arguments(kernels, [True] * 4, **settings), test_utils=TRACED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("save", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_forward_passes_opcheck_in_every_dtype(kernels, bias, save, dtype):
+    *_, args = arguments(kernels, save=save, bias=bias, dtype=dtype)
+    opcheck(FORWARD.default, args, test_utils=CHECKS)
+
+
+@pytest.mark.parametrize("mask", list(itertools.product([False, True], repeat=4)), ids=str)
+def test_backward_gives_empty_tensors_for_what_the_mask_leaves_out(kernels, mask):
+    args = backward_arguments(kernels, mask, padding=1, groups=2, dtype=torch.float64)
+    opcheck(BACKWARD.default, args, test_utils=CHECKS)
+    results = BACKWARD(*args)
+    expected = BACKWARD(*args[:-2], [True] * 4, kernels)
+    for asked, result, full in zip(mask, results, expected, strict=True):
+        torch.testing.assert_close(result, full if asked else result.new_empty(0))
+
+
+@pytest.mark.parametrize("name", problems.STRIDED)
+@pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
+def test_fakes_of_strided_inputs_have_the_metadata_of_real_ones(kernels, relu, name):
+    problem, spec, args = arguments(kernels, batch=3, channels=(4, 6), size=(7, 6), padding=1, relu=relu)
+    x = problems.STRIDED[name]()
+    args = (x, *args[1:])
+    output, quotient, norm = FORWARD(*args)
+    assert fake_metadata(FORWARD, args) == metadata((output, quotient, norm))
+    saved = (output if relu else None, quotient, norm)
+    args = (problem.grad, x, *problem.operands[1:], *saved, *spec, [True] * 4, kernels)
+    expected = metadata(BACKWARD(*args))
+    assert fake_metadata(BACKWARD, args) == expected
+
+
+@pytest.mark.parametrize(("rank", "axes"), [(1, (0, 2, 1)), (1, (1, 0, 2)), (3, (0, 4, 1, 2, 3)), (0, (1, 0))], ids=str)
+def test_fakes_of_permuted_inputs_have_the_metadata_of_real_ones(kernels, rank, axes):
+    problem, spec, args = arguments(kernels, rank=rank, size=6)
+    order = torch.argsort(torch.tensor(axes)).tolist()
+    x = problem.input.permute(axes).contiguous().permute(order)
+    args = (x, *args[1:])
+    real = FORWARD(*args)
+    assert fake_metadata(FORWARD, args) == metadata(real)
+    args = (problem.grad, x, *problem.operands[1:], None, *real[1:], *spec, [True] * 4, kernels)
+    expected = metadata(BACKWARD(*args))
+    assert fake_metadata(BACKWARD, args) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_the_norm_is_at_least_fp32_and_alpha_keeps_its_dtype(kernels, dtype):
+    problem, spec, args = arguments(kernels, dtype=dtype)
+    alpha = torch.tensor(1.5, dtype=torch.float32)
+    args = (*args[:3], alpha, *args[4:])
+    output, quotient, norm = FORWARD(*args)
+    assert norm.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert output.dtype == quotient.dtype == dtype
+    args = (problem.grad, *args[:4], None, quotient, norm, *spec, [True] * 4, kernels)
+    results = BACKWARD(*args)
+    assert [t.dtype for t in results] == [dtype, dtype, torch.float32, dtype]
+    assert fake_metadata(BACKWARD, args) == metadata(results)
+
+
+def test_the_python_wrappers_call_the_operators(kernels):
+    problem, flat, args = arguments(kernels, padding=1)
+    spec = ConvSpec(*(tuple(entry) if isinstance(entry, list) else entry for entry in flat))
+    found = ops.compact_conv(*problem.operands, spec, True, kernels)
+    expected = FORWARD(*args)
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+    saved = (None, *expected[1:])
+    found = ops.compact_conv_backward(problem.grad, *problem.operands, *saved, spec, [True] * 4, kernels)
+    expected = BACKWARD(problem.grad, *problem.operands, *saved, *flat, [True] * 4, kernels)
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))

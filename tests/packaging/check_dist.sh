@@ -57,4 +57,17 @@ refuse "no C++ compiler" env CCN_BUILD=cpu CXX=/nowhere/c++ \
   "$scratch/sdist/bin/pip" install --no-build-isolation --force-reinstall --no-deps dist/*.tar.gz
 refuse "CCN_BUILD must be one of" env CCN_BUILD=all \
   "$scratch/sdist/bin/pip" install --no-build-isolation --force-reinstall --no-deps dist/*.tar.gz
+refuse "no nvcc" env CCN_BUILD=cuda CUDA_HOME=/nowhere PATH="$(dirname "$(command -v g++)")" \
+  "$scratch/sdist/bin/pip" install --no-build-isolation --force-reinstall --no-deps dist/*.tar.gz
+
+if command -v nvcc >/dev/null; then
+  echo "== sdist, CUDA kernels compiled where no GPU is"
+  export CCN_BUILD=cuda
+  refuse "TORCH_CUDA_ARCH_LIST must look like" env TORCH_CUDA_ARCH_LIST=hopper \
+    "$scratch/sdist/bin/pip" install --no-build-isolation --force-reinstall --no-deps dist/*.tar.gz
+  TORCH_CUDA_ARCH_LIST="8.0;9.0a" MAX_JOBS=2 install --no-build-isolation
+  (cd "$scratch" && sdist/bin/ccn env | tee env.txt | grep -A 12 "^ccn_kernels")
+  grep -q "CUDA architectures 8.0;9.0a" "$scratch/env.txt"
+  try sdist cpu
+fi
 echo "packaging checks passed"
