@@ -1,4 +1,4 @@
-"""Imports run one way, and what is optional or heavy is imported where it is used."""
+"""The house rules: imports run one way, and heavy or optional packages stay where they belong."""
 
 import ast
 import subprocess
@@ -10,69 +10,164 @@ import pytest
 import ccn_kernels
 
 PACKAGE = Path(ccn_kernels.__file__).parent
-# what each module may import from the package, besides what those modules import themselves
-LAYERS = {
+OPTIONAL = {"eagerpy", "foolbox", "matplotlib", "scipy", "sklearn", "tabulate", "tqdm", "triton"}
+
+# What each module may import from the package.
+ALLOWED = {
     "version": set(),
     "spec": set(),
     "arguments": {"spec"},
     "reference": {"arguments", "spec"},
-    "losses": {"reference"},
-    "backends": {"spec"},
+    "backends.extension": {"spec"},
+    "backends.reference": set(),
+    "backends.cpu": {"backends.extension"},
+    "backends.cuda": {"backends.extension"},
+    "backends.triton": {"spec"},
+    "backends": {"spec", "backends.cpu", "backends.cuda", "backends.reference", "backends.triton"},
     "ops": {"backends", "spec"},
     "autograd": {"ops", "reference", "spec"},
-    "functional": {"arguments", "autograd", "backends", "losses", "reference"},
-    "layers": {"arguments", "backends", "functional", "reference", "spec"},
+    "losses": {"reference"},
+    "functional": {"autograd", "backends", "reference", "arguments", "losses"},
+    "layers": {"functional", "reference", "arguments", "backends", "spec"},
     "convert": {"layers"},
     "models": {"layers"},
-    "env_report": {"_C", "backends", "version"},
-    "cli": {"env_report", "robustness", "version"},
+    "env_report": {"backends", "backends.extension", "version", "_C"},
+    "cli": {"env_report", "robustness", "robustness.demo", "version"},
+    "__main__": {"cli"},
+    "__init__": {"backends", "convert", "functional", "layers", "models", "reference", "version"},
 }
-OPTIONAL = {"foolbox", "matplotlib", "sklearn", "tqdm", "tabulate", "numpy", "triton"}
+ORDER = ["layers", "functional", "autograd", "ops", "backends", "spec"]
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 
-def imports(path, module_level=False):
-    """(package module or "", top-level name) of every import; relative ones are of the package."""
+def module_name(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path, everywhere=True):
+    """Dotted names that a file imports, those from the package relative to it; at module level only, if so asked."""
     tree = ast.parse(path.read_text())
-    nodes = tree.body if module_level else ast.walk(tree)
-    depth = len(path.relative_to(PACKAGE).parts)
+    nodes = list(ast.walk(tree)) if everywhere else list(at_module_level(tree))
+    package = path.relative_to(PACKAGE).parent.parts
+    found = set()
     for node in nodes:
         if isinstance(node, ast.Import):
-            yield from (("", alias.name.split(".")[0]) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield "", node.module.split(".")[0]
-        elif isinstance(node, ast.ImportFrom) and node.level == depth:  # relative to the package's root
-            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
-            yield from ((name, "") for name in names)
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            found |= resolved([part for part in base if part], [alias.name for alias in node.names])
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return {name.removeprefix("ccn_kernels.") for name in found}
 
 
-@pytest.mark.parametrize("module", LAYERS)
-def test_imports_run_one_way(module):
-    files = [PACKAGE / f"{module}.py"] if module != "backends" else sorted((PACKAGE / module).rglob("*.py"))
-    found = {name for file in files for name, _ in imports(file) if name} - {module}
-    assert found <= LAYERS[module]
+def resolved(base, names):
+    """`from . import a` names modules; `from .a import b` a module and what it holds."""
+    prefix = PACKAGE.joinpath(*base)
+    modules = {".".join([*base, name]) for name in names if is_module(prefix / name)}
+    return modules or {".".join(base)}
+
+
+def is_module(path):
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists() or path.name == "_C"
+
+
+def at_module_level(node):
+    """Statements that run on import: not those inside functions, nor those for type checkers alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from at_module_level(child)
+
+
+def path_of(name):
+    if name == "__init__":
+        return PACKAGE / "__init__.py"
+    base = PACKAGE.joinpath(*name.split("."))
+    return base / "__init__.py" if (base / "__init__.py").exists() else base.with_suffix(".py")
+
+
+def of_the_package(names):
+    return {name for name in names if is_module(PACKAGE.joinpath(*name.split(".")))}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_modules_import_only_what_they_may(name):
+    found = of_the_package(imports(path_of(name)))
+    assert found <= ALLOWED[name]
 
 
 def test_every_module_has_its_place():
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
-    assert modules | {"backends"} == set(LAYERS)
+    inner = {module_name(path) or "__init__" for path in FILES}
+    inner = {name for name in inner if not name.startswith(("robustness", "backends.triton."))}
+    assert inner == set(ALLOWED)
 
 
-def test_nothing_outside_robustness_imports_what_is_optional():
-    for path in PACKAGE.rglob("*.py"):
-        if "robustness" not in path.parts:
-            assert not {name for _, name in imports(path, module_level=True)} & OPTIONAL, path
-            if path.name != "cli.py":
-                assert "robustness" not in {name for name, _ in imports(path)}, path
+def test_imports_run_one_way():
+    """layers -> functional -> autograd -> ops -> backends -> spec: each may know those after it, never one before."""
+    for place, name in enumerate(ORDER):
+        files = PACKAGE.joinpath(name).rglob("*.py") if (PACKAGE / name).is_dir() else [path_of(name)]
+        for path in files:
+            known = {found.split(".")[0] for found in of_the_package(imports(path))}
+            assert not known & set(ORDER[:place]), path.name
+            assert not known & {"convert", "models", "cli", "robustness"}, path.name
 
 
-def test_importing_the_package_imports_nothing_optional_and_loads_no_library():
-    code = (
-        "import sys, torch; before = set(sys.modules); import ccn_kernels; "
-        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before})); "
-        "print(torch.ops.loaded_libraries)"
+def test_the_chain_is_not_broken():
+    """A module that bypassed the next one would make the order above an empty rule."""
+    for upper, lower in (
+        ("layers", "functional"),
+        ("functional", "autograd"),
+        ("autograd", "ops"),
+        ("ops", "backends"),
+    ):
+        assert lower in imports(path_of(upper))
+
+
+@pytest.mark.parametrize("name", ["spec", "arguments", "reference"])
+def test_the_foundations_import_torch_and_the_standard_library_alone(name):
+    outside = {found.split(".")[0] for found in imports(path_of(name))} - of_the_package(imports(path_of(name)))
+    assert outside <= {"torch", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_optional_packages_are_imported_where_they_belong(path):
+    name = module_name(path)
+    if name.startswith("robustness"):
+        allowed = OPTIONAL - {"triton"}
+    elif name.startswith("backends.triton"):
+        allowed = {"triton"} if name != "backends.triton" else set()  # the package itself must import without it
+    else:
+        allowed = set()
+    heavy = {found.split(".")[0] for found in imports(path, everywhere=False)} & OPTIONAL
+    assert heavy <= allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_nothing_outside_imports_the_robustness_extra_at_module_level(path):
+    name = module_name(path)
+    found = {target.split(".")[0] for target in imports(path, everywhere=False)}
+    assert name.startswith("robustness") or "robustness" not in found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_only_ops_and_the_loader_know_how_operators_are_registered(path):
+    text = path.read_text()
+    assert ("torch.library" in text) == (module_name(path) == "ops")
+    assert ("torch.ops.load_library" in text) == (module_name(path) == "backends.extension")
+
+
+def test_importing_the_package_is_light():
+    script = (
+        "import sys, ccn_kernels, ccn_kernels.layers, ccn_kernels.convert, ccn_kernels.models\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules}))\n"
+        "print('ccn_kernels.robustness' in sys.modules, 'ccn_kernels._C' in sys.modules)"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    new, libraries = printed.strip().split("\n")
-    assert "ccn_kernels" in new.split()
-    assert not set(new.split()) & (OPTIONAL - {"numpy", "tqdm"})  # torch may bring these in itself
-    assert "ccn_native" not in libraries
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded, others = done.stdout.splitlines()
+    assert not set(loaded.split()) & OPTIONAL - {"tqdm"}  # torch brings that one in itself
+    assert others == "False False"

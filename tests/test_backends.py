@@ -1,4 +1,9 @@
+"""The choice of a backend: its order, who decides, and the reasons given when one cannot be had."""
+
+import importlib
 import json
+import logging
+import os
 import subprocess
 import sys
 
@@ -6,115 +11,256 @@ import pytest
 import torch
 
 import ccn_kernels
-from ccn_kernels import backends
-from ccn_kernels.backends import extension
-from ccn_kernels.functional import compact_linear
+from ccn_kernels import CompactConv2d, CompactLinear, backends, env_report
+from ccn_kernels.backends import cpu, extension
+from ccn_kernels.functional import compact_conv2d, compact_linear
 
-F32 = torch.float32
-
-
-def call(**settings):
-    return compact_linear(torch.ones(1, 2), torch.ones(1, 2), **settings)
-
-
-def test_the_compiled_backend_is_preferred_and_the_reference_comes_last():
-    assert ccn_kernels.available_backends() == ("reference", "cpu")
-    assert backends.select(None, "cpu", F32, 2) == "cpu"
-    assert backends.select(None, "meta", F32, 2) == "reference"
-    assert list(backends.explain())[-1] == "reference"
-
-
-def test_the_environment_variable_chooses_and_the_argument_wins_over_it(monkeypatch):
-    monkeypatch.setenv("CCN_BACKEND", "reference")
-    assert backends.select(None, "cpu", F32, 2) == "reference"
-    assert backends.select("cpu", "cpu", F32, 2) == "cpu"
-    monkeypatch.setenv("CCN_BACKEND", "tpu")
-    with pytest.raises(ValueError, match="CCN_BACKEND must be one of"):
-        call()
-    assert call(backend="cpu").shape == (1, 1)
-    monkeypatch.setenv("CCN_BACKEND", "")
-    assert backends.select(None, "cpu", F32, 2) == "cpu"
-
-
-@pytest.mark.parametrize("name", ["tpu", "", "CPU"])
-def test_an_unknown_name_is_a_value_error(name):
-    with pytest.raises(ValueError, match="backend must be one of"):
-        call(backend=name)
-    with pytest.raises(ValueError, match="backend must be one of"):
-        ccn_kernels.CompactLinear(2, 1, backend=name)
-
-
-@pytest.mark.parametrize("name", ["triton", "cuda"])
-def test_a_backend_that_cannot_run_the_call_says_why(name):
-    reason = backends.explain()[name]
-    with pytest.raises(RuntimeError, match=f"backend='{name}' cannot run this call: ") as error:
-        call(backend=name)
-    assert reason in str(error.value)
-
-
-def test_the_cpu_backend_refuses_tensors_elsewhere():
-    with pytest.raises(RuntimeError, match="input is on meta"):
-        backends.select("cpu", "meta", F32, 2)
-
-
-def test_a_backend_that_compiles_but_was_never_run_is_used_only_by_name(monkeypatch):
-    monkeypatch.setattr(backends.cuda, "unavailable", lambda: None)
-    assert backends.select(None, "cuda", F32, 2) == "reference"
-    assert backends.select("cuda", "cuda", F32, 2) == "cuda"
+NAMES = ("reference", "cpu", "cuda", "triton")
 
 
 @pytest.fixture
-def not_built(monkeypatch):
-    reason = "torch is not installed where the package is built"
-    extension.missing.cache_clear()
-    monkeypatch.setattr(extension, "build_info", lambda: {"cpu": reason, "cuda": reason})
-    yield reason
-    extension.missing.cache_clear()
+def calls(monkeypatch):
+    """Names of the calls that reach the C++ backend."""
+    made, forward = [], cpu.forward
+
+    def recorded(*args):
+        made.append("forward")
+        return forward(*args)
+
+    monkeypatch.setattr(cpu, "forward", recorded)
+    return made
 
 
-def test_without_the_library_the_reference_runs_and_the_reason_tells_what_to_do(not_built):
+@pytest.fixture
+def build(monkeypatch, tmp_path):
+    """Sets what setup.py is to have recorded; None for nothing at all."""
+
+    def clear():
+        for cached in (extension.build_info, extension._load_error, extension.missing):
+            cached.cache_clear()
+
+    def record(content):
+        path = tmp_path / "_build_info.json"
+        if content is not None:
+            path.write_text(json.dumps(content))
+        monkeypatch.setattr(extension, "BUILD_INFO", path)
+        clear()
+
+    yield record
+    monkeypatch.undo()
+    clear()
+
+
+def run():
+    x = torch.randn(1, 2, 4, 4)
+    return compact_conv2d(x, torch.randn(3, 2, 3, 3))
+
+
+def test_available_backends_are_names_the_reference_first():
+    names = ccn_kernels.available_backends()
+    assert isinstance(names, tuple)
+    assert names[0] == "reference"
+    assert set(names) <= set(NAMES)
+    assert len(set(names)) == len(names)
+    assert names == tuple(name for name in backends.NAMES if name in names)
+
+
+def test_a_backend_that_was_built_is_available():
+    assert ("cpu" in ccn_kernels.available_backends()) == (extension.build_info()["cpu"] == "built")
+
+
+def test_every_backend_has_what_a_backend_needs():
+    assert {backend.NAME for backend in backends.PREFERENCE} == set(NAMES)
+    assert backends.PREFERENCE[-1].NAME == "reference"  # the last resort, which runs everything
+    for backend in backends.PREFERENCE:
+        reason = backend.unavailable()
+        assert reason is None or len(reason) > 10
+        assert backends.get(backend.NAME) is backend
+
+
+def test_the_fastest_that_can_run_the_call_is_chosen(calls):
+    assert backends.select(None, "cpu", torch.float32, 2) == "cpu"
+    assert backends.select(None, "meta", torch.float32, 2) == "reference"
+    run()
+    assert calls == ["forward"]
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_cpu_backend_runs_every_rank_and_dtype(rank, dtype):
+    assert backends.select(None, "cpu", dtype, rank) == "cpu"
+
+
+def test_the_argument_decides(calls):
+    compact_conv2d(torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3), backend="reference")
+    compact_linear(torch.randn(2, 4), torch.randn(3, 4), backend="reference")
+    CompactConv2d(2, 3, 3, backend="reference")(torch.randn(1, 2, 4, 4))
+    assert calls == []
+    CompactLinear(4, 3, backend="cpu")(torch.randn(2, 4))
+    assert calls == ["forward"]
+
+
+def test_the_environment_decides_for_a_whole_run(calls, monkeypatch):
+    monkeypatch.setenv("CCN_BACKEND", "reference")
+    run()
+    CompactLinear(4, 3)(torch.randn(2, 4))
+    assert calls == []
+    monkeypatch.setenv("CCN_BACKEND", "cpu")
+    run()
+    assert calls == ["forward"]
+
+
+def test_the_argument_wins_over_the_environment(calls, monkeypatch):
+    monkeypatch.setenv("CCN_BACKEND", "cpu")
+    compact_conv2d(torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3), backend="reference")
+    assert calls == []
+    monkeypatch.setenv("CCN_BACKEND", "no such thing")
+    compact_conv2d(torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3), backend="cpu")
+    assert calls == ["forward"]
+
+
+def test_a_backend_that_was_never_run_on_a_gpu_is_used_only_by_name(monkeypatch):
+    monkeypatch.setattr(backends.cuda, "unavailable", lambda: None)
+    assert backends.select("cuda", "cuda", torch.float32, 2) == "cuda"
+    assert backends.select(None, "cuda", torch.float32, 2) not in backends.BY_NAME_ONLY
+    assert all(backends.explain("cuda")[name] for name in backends.BY_NAME_ONLY)
+
+
+def test_an_empty_variable_is_none_at_all(calls, monkeypatch):
+    monkeypatch.setenv("CCN_BACKEND", "")
+    run()
+    assert calls == ["forward"]
+
+
+def test_unknown_names_are_value_errors_that_list_the_known(monkeypatch):
+    with pytest.raises(ValueError, match=r"backend must be one of .*reference.*'fastest'"):
+        compact_conv2d(torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3), backend="fastest")
+    for name in ("fastest", "", "CPU"):
+        with pytest.raises(ValueError, match="backend"):
+            backends.get(name)
+    monkeypatch.setenv("CCN_BACKEND", "fastest")
+    with pytest.raises(ValueError, match=r"CCN_BACKEND must be one of .*reference"):
+        run()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ccn_kernels.available_backends()])
+def test_a_backend_that_is_not_there_is_refused_with_its_reason(name, monkeypatch):
+    reason = backends.get(name).unavailable()
+    with pytest.raises(RuntimeError) as caught:
+        compact_conv2d(torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3), backend=name)
+    assert reason in str(caught.value)
+    assert f"backend='{name}'" in str(caught.value)
+    monkeypatch.setenv("CCN_BACKEND", name)
+    with pytest.raises(RuntimeError) as caught:
+        run()
+    assert reason in str(caught.value)
+    assert "CCN_BACKEND" in str(caught.value)
+
+
+def test_a_backend_on_the_wrong_device_is_refused_with_its_reason():
+    x, w = torch.randn(1, 2, 4, 4, device="meta"), torch.randn(3, 2, 3, 3, device="meta")
+    with pytest.raises(RuntimeError, match=r"cpu.*meta"):
+        compact_conv2d(x, w, backend="cpu")
+
+
+def test_explain_gives_a_reason_for_each_that_cannot():
+    found = backends.explain("cpu", torch.float32, 2)
+    assert list(found) == [backend.NAME for backend in backends.PREFERENCE]
+    assert found["cpu"] is None
+    assert found["reference"] is None
+    for name in set(NAMES) - set(ccn_kernels.available_backends()):
+        assert found[name] == backends.get(name).unavailable()
+    elsewhere = backends.explain("meta")
+    assert "meta" in elsewhere["cpu"]
+    assert elsewhere["reference"] is None
+
+
+def test_rejections_are_logged_for_who_listens(caplog):
+    with caplog.at_level(logging.DEBUG, logger="ccn_kernels"):
+        backends.select(None, "meta", torch.float32, 2)
+    text = " ".join(record.getMessage() for record in caplog.records if record.name == "ccn_kernels")
+    assert "cpu" in text
+    assert "meta" in text
+
+
+@pytest.mark.parametrize(
+    ("recorded", "state"),
+    [
+        (None, "setup.py has not run"),
+        ({"cpu": "no C++ compiler on PATH", "cuda": "no nvcc"}, "no C++ compiler on PATH"),
+        ({"cuda": "no nvcc"}, "unknown"),
+    ],
+    ids=["not installed", "not built", "not recorded"],
+)
+def test_the_reference_serves_where_nothing_was_built(build, recorded, state):
+    build(recorded)
     assert ccn_kernels.available_backends() == ("reference",)
-    assert call().shape == (1, 1)
-    with pytest.raises(RuntimeError, match=not_built) as error:
-        call(backend="cpu")
-    assert "CCN_BUILD=cpu pip install --no-build-isolation" in str(error.value)
+    assert backends.select(None, "cpu", torch.float32, 2) == "reference"
+    assert run().isfinite().all()
+    with pytest.raises(RuntimeError) as caught:
+        compact_conv2d(torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3), backend="cpu")
+    for part in (state, "CCN_BUILD=cpu", "pip install"):
+        assert part in str(caught.value)
 
 
-def test_a_library_that_does_not_load_says_so(monkeypatch, tmp_path):
+def test_a_library_that_does_not_load_is_a_reason_and_no_crash(build, monkeypatch, tmp_path):
     broken = tmp_path / "libccn_native.so"
-    broken.write_text("not a library")
+    broken.write_bytes(b"not a library")
     monkeypatch.setattr(extension, "LIBRARY", broken)
-    assert "does not load" in extension._load_error.__wrapped__()
+    build({"cpu": "built"})
+    assert "libccn_native.so does not load" in extension.missing("cpu")
+    assert backends.select(None, "cpu", torch.float32, 2) == "reference"
+    with pytest.raises(RuntimeError, match="does not load"):
+        compact_conv2d(torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3), backend="cpu")
 
 
-def test_an_installation_without_a_build_record_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(extension, "BUILD_INFO", tmp_path / "none.json")
-    assert "setup.py has not run" in extension.build_info.__wrapped__()["cpu"]
+def test_the_library_is_loaded_only_when_first_needed():
+    script = (
+        "import torch, ccn_kernels\n"
+        "print(len(torch.ops.loaded_libraries))\n"
+        "ccn_kernels.functional.compact_linear(torch.ones(1, 2), torch.ones(1, 2), backend='reference')\n"
+        "print(len(torch.ops.loaded_libraries))\n"
+        "ccn_kernels.functional.compact_linear(torch.ones(1, 2), torch.ones(1, 2), backend='cpu')\n"
+        "print(len(torch.ops.loaded_libraries))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, between, after = map(int, done.stdout.split())
+    assert before == between == after - 1
 
 
-def test_rejections_are_logged(caplog):
-    with caplog.at_level("DEBUG", logger="ccn_kernels"):
-        backends.select(None, "cpu", F32, 2)
-    assert "backend triton rejected" in caplog.text
+@pytest.mark.parametrize("command", [["ccn_kernels.env_report"], ["ccn_kernels", "env"]], ids=" ".join)
+def test_the_environment_report_runs_as_a_module(command):
+    environment = {**os.environ, "CCN_BACKEND": "reference"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-m", *command],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    for part in (*NAMES, ccn_kernels.__version__, torch.__version__, "cpu component", "CCN_BACKEND:       reference"):
+        assert part in done.stdout, part
 
 
-@pytest.mark.parametrize("module", ["ccn_kernels.env_report", "ccn_kernels"])
-def test_env_report_runs_as_a_module_without_warnings(module):
-    command = [
-        sys.executable,
-        "-W",
-        "error::RuntimeWarning",
-        "-m",
-        module,
-        *(["env"] if module == "ccn_kernels" else []),
-    ]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for word in (ccn_kernels.__version__, "cpu component", "reference", "python"):
-        assert word in printed
+def test_the_environment_report_tells_what_is_missing_and_why(build):
+    build({"cpu": "no C++ compiler", "cuda": "no nvcc"})
+    found = env_report.report()
+    assert "no C++ compiler" in found["backends"]["cpu"]
+    assert found["backends"]["reference"] == "available"
+    assert found["ccn_kernels"]["cuda component"] == "no nvcc"
+    assert found["packages"]["torch"] == torch.__version__
+    assert "compiled with" in found["ccn_kernels"]
+    assert "no C++ compiler" in env_report.text()
 
 
-def test_env_report_is_data_too():
-    report = ccn_kernels.env_report.report()
-    assert report["backends"]["cpu"] == "available"
-    assert "2.10" in report["ccn_kernels"]["compiled with"]
-    assert json.loads(json.dumps(report)) == report
+def test_the_environment_report_is_json_when_asked(capsys):
+    env_report.main(as_json=True)
+    assert json.loads(capsys.readouterr().out) == env_report.report()
+
+
+def test_public_names_are_what_they_say():
+    for name in ccn_kernels.__all__:
+        assert hasattr(ccn_kernels, name), name
+    assert ccn_kernels.env_report is importlib.import_module("ccn_kernels.env_report")
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = ccn_kernels.nothing_of_the_kind

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import oracle
@@ -265,3 +266,14 @@ def test_strided_pointwise_kernels_over_few_channels_in_channels_last(backend):
     script = FEW_CHANNELS.format(backend=backend)
     done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr.decode()[-500:]
+
+
+def test_calls_from_several_threads_do_not_disturb_one_another(backend):
+    """Same problems, one after the other and at once: no state is shared between calls."""
+    many = [problems.make(2, (3, 4 + i), 20, padding=1, batch=4, relu=i % 2 == 0) for i in range(8)]
+    alone = [problem.run(backend) for problem in many]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda problem: problem.run(backend), many))
+    for one, two in zip(alone, together, strict=True):
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5, msg=name)

@@ -90,7 +90,12 @@ def test_layers_compute_what_the_oracle_does(backend, compact, plain, activation
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "settings",
-    [{"padding": 2}, {"padding": 1, "stride": 2, "groups": 2}, {"padding": "same", "dilation": 2}, {"padding": "valid"}],
+    [
+        {"padding": 2},
+        {"padding": 1, "stride": 2, "groups": 2},
+        {"padding": "same", "dilation": 2},
+        {"padding": "valid"},
+    ],
     ids=str,
 )
 def test_padded_values_count_in_the_norm_under_every_mode_but_zeros(backend, settings, mode, rank):
@@ -312,3 +317,16 @@ def test_mixed_settings_do_not_leak_between_layers():
     alone = [layer(x) for layer in stack]
     for layer, before in zip(reversed(stack), reversed(alone), strict=True):
         assert torch.equal(layer(x), before)
+
+
+def test_distributed_data_parallel_takes_a_scalar_parameter(backend, tmp_path):
+    layer, x = CompactConv2d(3, 4, 3, backend=backend), torch.randn(2, 3, 6, 6)
+    expected = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(layer)
+        parallel(x).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for parameter, gradient in zip(layer.parameters(), expected, strict=True):
+        assert torch.equal(parameter.grad, gradient)
