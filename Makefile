@@ -10,7 +10,7 @@ demo: $(VENV)/built  ## trains and attacks plain and compact networks on digits,
 	$(VENV)/bin/ccn demo
 
 test: $(VENV)/built  ## the test suite
-	$(PYTHON) -m pytest
+	OMP_WAIT_POLICY=passive $(PYTHON) -m pytest  # busy waiting costs dearly where cores are shared
 
 lint: $(VENV)/built
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-"""CompactConvFunction: what the forward saves, what the backward returns (SPEC section 2; equations 4 to 6)."""
+"""CompactConvFunction: what the forward saves, what the backward returns (equations 4 to 6 of the paper)."""
 
 from __future__ import annotations
 

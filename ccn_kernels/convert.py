@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -22,6 +23,7 @@ _CONVS: dict[type[nn.Module], Any] = {
     nn.Conv2d: layers.CompactConv2d,
     nn.Conv3d: layers.CompactConv3d,
 }
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = (*_CONVS, nn.Linear)
 _COMPACT = (*_CONVS.values(), layers.CompactLinear)
 
@@ -96,7 +98,7 @@ def calibrate(model: nn.Module, batch: Tensor) -> nn.Module:
     A converted pretrained model then starts near the original's outputs. Runs the model once, in evaluation mode;
     returns it.
     """
-    handles = [layer.register_forward_pre_hook(_set_alpha) for layer in compact_layers(model)]
+    handles = [layer.register_forward_pre_hook(_set_alpha, with_kwargs=True) for layer in compact_layers(model)]
     training = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
@@ -109,8 +111,8 @@ def calibrate(model: nn.Module, batch: Tensor) -> nn.Module:
     return model
 
 
-def _set_alpha(layer: Any, args: tuple[Tensor, ...]) -> None:
-    norm = layer.input_norm(args[0])
+def _set_alpha(layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    norm = layer.input_norm(args[0] if args else kwargs["input"])
     layer.alpha.fill_(norm.mean() + layer.delta)
 
 
@@ -118,10 +120,11 @@ def _patterns(argument: str, value: str | Iterable[str] | None, model: nn.Module
     if value is None:
         return None
     patterns = [value] if isinstance(value, str) else list(value)
-    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    modules = model.named_modules(remove_duplicate=False)
+    names = [name for name, module in modules if isinstance(module, (*_PLAIN, nn.MultiheadAttention))]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"{argument} names {pattern!r}, which matches no layer of the model")
+            raise ValueError(f"{argument} names {pattern!r}, which matches no layer that could be converted")
     return patterns
 
 
@@ -143,8 +146,13 @@ def _reason_to_keep(
         return "it is parametrised: remove the parametrisation first"
     if type(module) not in _PLAIN:
         return f"{type(module).__name__} is a subclass whose behaviour is not known"
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        return "nn.TransformerEncoderLayer reads its weights itself in evaluation"
     if "weight" not in module._parameters:
         return "its weight is computed by a hook (weight or spectral norm): remove it first"
+    if any(getattr(module, hooks) for hooks in _HOOKS):
+        return "it has hooks, which a new layer would not have"
     return None
 
 
@@ -163,11 +171,12 @@ def _replace(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
 
 
 def _fuse_relus(model: nn.Module, converted: set[nn.Module]) -> None:
+    uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     for parent in model.modules():
         if not isinstance(parent, nn.Sequential):
             continue
         for index in range(len(parent) - 1):
             layer: Any = parent[index]
-            if layer in converted and type(parent[index + 1]) is nn.ReLU:
+            if layer in converted and uses[layer] == 1 and type(parent[index + 1]) is nn.ReLU:
                 layer.activation = "relu"
                 parent[index + 1] = nn.Identity()

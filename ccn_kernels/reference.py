@@ -35,10 +35,8 @@ def patch_norm(input: Tensor, kernel_size: tuple[int, ...], spec: ConvSpec) -> T
     wide = input.to(norm_dtype(input.dtype))
     squares = wide.reshape(batch, spec.groups, channels // spec.groups, *input.shape[2:]).square().sum(2)
     if spec.rank:
-        ones = squares.new_ones(1, 1, *kernel_size)
-        planes = squares.flatten(0, 1).unsqueeze(1)  # [N * groups, 1, *spatial]
-        squares = _CONV[spec.rank](planes, ones, None, spec.stride, spec.padding, spec.dilation)
-        squares = squares.reshape(batch, spec.groups, *squares.shape[2:])
+        ones = squares.new_ones(spec.groups, 1, *kernel_size)
+        squares = _CONV[spec.rank](squares, ones, None, spec.stride, spec.padding, spec.dilation, spec.groups)
     # The square root of 0 has no gradient: take it of 1 instead and throw the result away.
     empty = squares == 0
     return torch.where(empty, 0.0, torch.where(empty, 1.0, squares).sqrt())
@@ -57,8 +55,11 @@ def compact_conv(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tens
     divisor = norm + spec.delta
     if spec.delta == 0:  # 0 / 0 counts as 0
         divisor = torch.where(norm == 0, torch.inf, divisor)
-    by_group = product.unflatten(1, (spec.groups, -1))  # [N, groups, O / groups, *out]
-    output = alpha * (by_group / divisor.unsqueeze(2)).flatten(1, 2)
+    if spec.groups == 1:
+        output = alpha * (product / divisor)
+    else:
+        by_group = product.unflatten(1, (spec.groups, -1))  # [N, groups, O / groups, *out]
+        output = alpha * (by_group / divisor.unsqueeze(2)).flatten(1, 2)
     if bias is not None:
         output = output + bias.reshape(-1, *[1] * spec.rank)
     return (output.relu() if spec.relu else output).to(input.dtype)

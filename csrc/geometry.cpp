@@ -1,9 +1,13 @@
 // Argument checks of the native operators. Python checks first and says more; a C++ caller has only these.
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+
 #include "native.h"
 
 namespace ccn {
+
+using torch::headeronly::ScalarType;
 
 Geometry make_geometry(const Tensor& input, const Tensor& weight, const Axes& stride, const Axes& padding,
                        const Axes& dilation, int64_t groups) {
@@ -17,6 +21,10 @@ Geometry make_geometry(const Tensor& input, const Tensor& weight, const Axes& st
   STD_TORCH_CHECK(input.size(1) == weight.size(1) * groups, "input must have ", weight.size(1) * groups,
                   " channels, got ", input.size(1));
   STD_TORCH_CHECK(input.scalar_type() == weight.scalar_type(), "input and weight must have the same dtype");
+  const ScalarType type = input.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+                      type == ScalarType::BFloat16,
+                  "input must be of a floating-point dtype");
 
   Geometry geo{input.size(0), groups,    weight.size(1), weight.size(0) / groups, {1, 1, 1}, {1, 1, 1},
                {1, 1, 1},     {1, 1, 1}, {0, 0, 0},      {1, 1, 1}};
@@ -30,12 +38,25 @@ Geometry make_geometry(const Tensor& input, const Tensor& weight, const Axes& st
     STD_TORCH_CHECK(stride[i] > 0, "stride must be positive, got ", stride[i]);
     STD_TORCH_CHECK(padding[i] >= 0, "padding must not be negative, got ", padding[i]);
     STD_TORCH_CHECK(dilation[i] > 0, "dilation must be positive, got ", dilation[i]);
+    STD_TORCH_CHECK(geo.kernel[axis] > 0, "weight's kernel must have at least 1 tap along every axis");
     const int64_t span = dilation[i] * (geo.kernel[axis] - 1) + 1;
     const int64_t room = geo.in[axis] + 2 * padding[i] - span;
     STD_TORCH_CHECK(room >= 0, "weight's kernel spans ", span, " but the padded input has ", room + span);
     geo.out[axis] = room / stride[i] + 1;
   }
   return geo;
+}
+
+void check_shape(const char* name, const Tensor& tensor, const Axes& shape) {
+  const auto sizes = tensor.sizes();
+  STD_TORCH_CHECK(sizes.size() == shape.size() && std::equal(sizes.begin(), sizes.end(), shape.begin()), name,
+                  " has a shape that does not fit the call");
+}
+
+Axes output_shape(const Geometry& geo, int64_t channels, size_t rank) {
+  Axes shape{geo.batch, channels};
+  shape.insert(shape.end(), geo.out + kAxes - rank, geo.out + kAxes);
+  return shape;
 }
 
 }  // namespace ccn

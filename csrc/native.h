@@ -20,6 +20,12 @@ using Axes = std::vector<int64_t>;
 Geometry make_geometry(const Tensor& input, const Tensor& weight, const Axes& stride, const Axes& padding,
                        const Axes& dilation, int64_t groups);
 
+// Throws, naming the argument, where `tensor` has another shape.
+void check_shape(const char* name, const Tensor& tensor, const Axes& shape);
+
+// [N, channels, *out], without the axes that the call lacks.
+Axes output_shape(const Geometry& geo, int64_t channels, size_t rank);
+
 namespace cpu {
 
 // (y, z, r): the output, u / d (empty unless `save_quotient`), and the patch norms [N, G, *out].

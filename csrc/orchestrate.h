@@ -67,15 +67,39 @@ inline Tensor images(const Tensor& t, int64_t first, int64_t count) {
   return torch::stable::narrow(whole, 0, first, count);
 }
 
-// A linear layer's [N, C] counts as channels_last: one pixel, channels innermost.
+// How channels lie in memory. A linear layer's [N, C] counts as channels_last: one pixel, channels innermost.
 inline bool is_channels_last(const Tensor& t) { return t.dim() == 2 || (!t.is_contiguous() && t.stride(1) == 1); }
 
+// What ATen takes the strides for; where they could be either format, it is not channels_last.
+inline bool suggests_channels_last(const Tensor& t) {
+  const int64_t rank = t.dim();
+  if (rank != 4 && rank != 5) return false;
+  if (t.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (int64_t i = 0; i < rank; ++i) {
+    const int64_t axis = i == 0 ? 1 : i == rank - 1 ? 0 : rank - i;  // channels, innermost to outermost axis, batch
+    if (t.size(axis) == 0 || t.stride(axis) < least) return false;
+    if (axis == 0 && least == t.stride(1)) return false;
+    least = t.stride(axis) * std::max<int64_t>(1, t.size(axis));
+  }
+  return true;
+}
+
+inline MemoryFormat format_of(bool channels_last, int64_t rank) {
+  if (!channels_last || rank < 4) return MemoryFormat::Contiguous;
+  return rank == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
+}
+
 inline Tensor in_layout(const Tensor& t, bool channels_last, ScalarType type) {
-  const MemoryFormat format = !channels_last || t.dim() < 4 ? MemoryFormat::Contiguous
-                              : t.dim() == 4                ? MemoryFormat::ChannelsLast
-                                                            : MemoryFormat::ChannelsLast3d;
   const Tensor typed = t.scalar_type() == type ? t : torch::stable::to(t, type);
-  return torch::stable::contiguous(typed, format);
+  return torch::stable::contiguous(typed, format_of(channels_last, t.dim()));
+}
+
+// The tensor in dense memory, its axes in the order that empty_like gives them.
+inline Tensor dense(const Tensor& t) {
+  Tensor copy = torch::stable::empty_like(t);
+  if (std::equal(t.strides().begin(), t.strides().end(), copy.strides().begin())) return t;
+  return torch::stable::copy_(copy, t);
 }
 
 inline void copy(const Tensor& from, Tensor to) { torch::stable::copy_(to, from); }
@@ -122,7 +146,10 @@ struct Operands {
         delta(static_cast<T>(d)),
         weight(torch::stable::to(w, kType<T>)),
         bias(b ? in_layout(*b, false, kType<T>) : zeros({w.size(0)}, kType<T>, input)),
-        alpha(torch::stable::to(a, kType<T>)) {}
+        alpha(torch::stable::to(a, kType<T>)) {
+    if (b) check_shape("bias", *b, {w.size(0)});
+    check_shape("alpha", a, {});
+  }
 };
 
 template <class Device, class T>
@@ -130,9 +157,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Operand
   const auto& [geo, conv, delta, weight, bias, alpha] = operands;
   const ScalarType type = input.scalar_type();
   const bool narrow = type != kType<T>;
-  Axes norm_shape{geo.batch, geo.groups};
-  norm_shape.insert(norm_shape.end(), geo.out + kAxes - conv.stride.size(), geo.out + kAxes);
-  const Tensor norm = empty(norm_shape, kType<T>, input);
+  const Tensor norm = empty(output_shape(geo, geo.groups, conv.stride.size()), kType<T>, input);
   Tensor y, z = empty({0}, type, input);
   if (geo.batch == 0) {  // ATen knows the shape and format of an empty result
     y = torch::stable::to(convolve(torch::stable::to(input, kType<T>), weight, conv), type);
@@ -211,7 +236,7 @@ class Backward {
     if (!weight_sum_) return torch::stable::to(torch::stable::zero_(dw), type);
     copy(*weight_sum_, dw);
     T* gradient = mutable_data<T>(dw);
-    Device::template add_dot<T>(data<T>(operands_.weight), gradient, dw.numel(), mutable_data<double>(alpha_sum_));
+    Device::template add_dot<T>(data<T>(dense(operands_.weight)), gradient, dw.numel(), mutable_data<double>(alpha_sum_));
     Device::template scale<T>(data<T>(operands_.alpha), dw.numel(), gradient);
     return torch::stable::to(dw, type);
   }
@@ -249,10 +274,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
   const bool moment_from_y = needs.moment() && !quotient;
   STD_TORCH_CHECK(!moment_from_y || (output && (needs.weight || !needs.alpha)),
                   "quotient must be given for the gradients that output_mask asks for");
-  const bool channels_last = is_channels_last(quotient ? *quotient : output ? *output : grad);
+  const size_t rank = operands.conv.stride.size();
+  const Axes out = output_shape(operands.geo, weight.size(0), rank);
+  check_shape("grad", grad, out);
+  if (output) check_shape("output", *output, out);
+  if (quotient) check_shape("quotient", *quotient, out);
+  check_shape("norm", norm, output_shape(operands.geo, operands.geo.groups, rank));
+  STD_TORCH_CHECK(norm.scalar_type() == kType<T>, "norm must be of the dtype that the forward gave it");
 
-  const Tensor none = empty({0}, type, input);
-  const Tensor dx = needs.input ? torch::stable::empty_like(in_layout(input, channels_last, type)) : none;
+  const bool channels_last = rank == 0 || suggests_channels_last(input) || suggests_channels_last(weight);
+  const auto none = [&] { return empty({0}, type, input); };
+  const Tensor dx = needs.input ? torch::stable::empty(shape_of(input), type, std::nullopt, input.device(), std::nullopt,
+                                                       format_of(channels_last, input.dim()))
+                                : none();
   Backward<Device, T> backward(input, operands, channels_last, moment_from_y, needs);
   for_each_chunk<Device>(operands.geo, sizeof(T), [&](int64_t first, int64_t count) {
     const auto part = [&](const Tensor& t) { return in_layout(images(t, first, count), channels_last, kType<T>); };
@@ -260,15 +294,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
       return t && wanted ? std::optional(part(*t)) : std::nullopt;
     };
     const Tensor x = part(input);
-    const Tensor dx_part = needs.input ? images(dx, first, count) : none;
+    const Tensor dx_part = needs.input ? images(dx, first, count) : dx;
     const Tensor dx_wide = needs.input && narrow ? torch::stable::empty_like(x) : dx_part;
     backward.chunk(part(grad), x, optional_part(output, true), optional_part(quotient, needs.moment()),
                    images(norm, first, count), dx_wide);
     if (needs.input && narrow) copy(dx_wide, dx_part);
   });
-  const Tensor dw = needs.weight ? backward.weight_gradient(weight.scalar_type()) : none;
-  return {dx, dw, needs.alpha ? backward.alpha_gradient(alpha.scalar_type()) : none,
-          needs.bias ? backward.bias_gradient(type) : none};
+  const Tensor dw = needs.weight ? backward.weight_gradient(weight.scalar_type()) : none();
+  return {dx, dw, needs.alpha ? backward.alpha_gradient(alpha.scalar_type()) : none(),
+          needs.bias ? backward.bias_gradient(type) : none()};
 }
 
 template <class Device>

@@ -148,7 +148,7 @@ def relative_error(actual, expected):
 
 
 def assert_accurate(problem, results):
-    """SPEC section 5: norm-wise, twice the error of PyTorch's own operators; and no element that is an outlier."""
+    """Norm-wise, twice the error of PyTorch's own operators; and no element that is an outlier."""
     dtype = problem.input.dtype
     eps, floor = torch.finfo(dtype).eps, 1e-14 if dtype == torch.float64 else 1e-6
     accumulator = torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps

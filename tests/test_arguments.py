@@ -72,7 +72,7 @@ SHARED = {
     "a weight that is no tensor": ({"weight": [1.0]}, "weight"),
     "a bias that is no tensor": ({"bias": 1.0}, "bias"),
 }
-# F.conv2d takes these on some device or in some version, or has no such check; SPEC section 4 wants an error.
+# F.conv2d takes these on some device or in some version, or has no such check; an error is wanted.
 LENIENT = {
     "a weight on another device",
     "an input on another device",

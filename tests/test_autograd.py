@@ -120,7 +120,7 @@ def oracle_call(relu, *operands):
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_large_bias_does_not_cancel_in_the_gradient_of_the_input(backend, dtype, bias):
-    """SPEC section 2: y - b taken for alpha u / d loses everything at b = 10, alpha = 0.1 in 16 bits."""
+    """y - b taken for alpha u / d loses everything at b = 10, alpha = 0.1 in 16 bits."""
     problem = problems.make(2, (16, 16), padding=1, dtype=dtype, alpha=0.1, bias=bias)
     if bias:
         problem.bias = torch.full((16,), 10.0, dtype=dtype)

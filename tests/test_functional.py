@@ -1,4 +1,4 @@
-"""Accuracy of every backend's forward and gradients against the fp64 oracle (SPEC section 5), zero patches included."""
+"""Accuracy of every backend's forward and gradients against the fp64 oracle, zero patches included."""
 
 import problems
 import pytest

@@ -1,9 +1,6 @@
-"""Inputs of every kind of strides and size, and what a call must leave alone (SPEC section 4)."""
+"""Inputs of every kind of strides and size, and what a call must leave alone."""
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import oracle
 import problems
@@ -253,19 +250,14 @@ def test_results_do_not_depend_on_the_grad_mode(backend):
         assert not y.requires_grad
 
 
-FEW_CHANNELS = """
-import oracle, problems, torch
-for channels in (2, 3, 4, 5, 6):
+@pytest.mark.parametrize("channels", [2, 3, 4, 5, 6])
+def test_strided_pointwise_kernels_over_few_channels_in_channels_last(backend, channels):
+    """oneDNN writes past its workspace there (uxlfoundation/oneDNN#6035), so F.conv2d cannot be the yardstick."""
     problem = problems.make(2, (channels, 5), 8, 1, batch=8, stride=2, formats=(True, True))
-    problems.assert_accurate(problem, problem.run({backend!r}))
-"""
-
-
-def test_strided_pointwise_kernels_over_few_channels_in_channels_last(backend):
-    """oneDNN writes past its workspace there (uxlfoundation/oneDNN#6035): in a process of its own, for it may hang."""
-    script = FEW_CHANNELS.format(backend=backend)
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, timeout=60)
-    assert done.returncode == 0, done.stderr.decode()[-500:]
+    expected = problem.oracle()
+    for name, value in problem.run(backend).items():
+        limit = 1e-3 if name == "alpha" else 1e-5  # one number, of terms that cancel
+        assert problems.relative_error(value, expected[name]) < limit, name
 
 
 def test_calls_from_several_threads_do_not_disturb_one_another(backend):
