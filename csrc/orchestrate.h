@@ -95,10 +95,14 @@ inline Tensor in_layout(const Tensor& t, bool channels_last, ScalarType type) {
   return torch::stable::contiguous(typed, format_of(channels_last, t.dim()));
 }
 
+inline bool same_strides(const Tensor& a, const Tensor& b) {
+  return std::equal(a.strides().begin(), a.strides().end(), b.strides().begin());
+}
+
 // The tensor in dense memory, its axes in the order that empty_like gives them.
 inline Tensor dense(const Tensor& t) {
   Tensor copy = torch::stable::empty_like(t);
-  if (std::equal(t.strides().begin(), t.strides().end(), copy.strides().begin())) return t;
+  if (same_strides(t, copy)) return t;
   return torch::stable::copy_(copy, t);
 }
 
@@ -234,7 +238,11 @@ class Backward {
   Tensor weight_gradient(ScalarType type) {
     Tensor dw = torch::stable::empty_like(operands_.weight);
     if (!weight_sum_) return torch::stable::to(torch::stable::zero_(dw), type);
-    copy(*weight_sum_, dw);
+    if (same_strides(*weight_sum_, dw)) {
+      dw = *weight_sum_;
+    } else {
+      copy(*weight_sum_, dw);
+    }
     T* gradient = mutable_data<T>(dw);
     Device::template add_dot<T>(data<T>(dense(operands_.weight)), gradient, dw.numel(), mutable_data<double>(alpha_sum_));
     Device::template scale<T>(data<T>(operands_.alpha), dw.numel(), gradient);

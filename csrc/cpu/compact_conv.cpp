@@ -96,8 +96,7 @@ struct Device {
     std::vector<double> blocks(ceil_div(count, kBlock), 0.0);
     parallel(static_cast<int64_t>(blocks.size()), kBlock, [&](Range range) {
       for (int64_t block = range.begin; block < range.end; ++block) {
-        const int64_t end = std::min(count, (block + 1) * kBlock);
-        for (int64_t i = block * kBlock; i < end; ++i) blocks[block] += double(a[i]) * (b ? b[i] : T(1));
+        blocks[block] = passes<T>().dot(a, b, {block * kBlock, std::min(count, (block + 1) * kBlock)});
       }
     });
     for (const double block : blocks) *sum += block;
@@ -112,8 +111,9 @@ struct Device {
 
   template <class T>
   static void scale(const T* factor, int64_t count, T* values) {
+    const T by = *factor;
     parallel(count, 1, [&](Range range) {
-      for (int64_t i = range.begin; i < range.end; ++i) values[i] *= *factor;
+      for (int64_t i = range.begin; i < range.end; ++i) values[i] *= by;
     });
   }
 };

@@ -290,11 +290,24 @@ void input_epilogue(const Layout& layout, const InputEpilogue<T>& args, Range ta
   });
 }
 
+template <class T>
+double dot(const T* a, const T* b, Range range) {
+  double sum = 0;
+  if (b) {
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = range.begin; i < range.end; ++i) sum += double(a[i]) * double(b[i]);
+  } else {
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = range.begin; i < range.end; ++i) sum += a[i];
+  }
+  return sum;
+}
+
 }  // namespace
 
 extern const Passes<float> kFloat = {sum_of_squares, patch_norm,     forward_epilogue,
-                                     backward_prologue, transposed_box, input_epilogue};
+                                     backward_prologue, transposed_box, input_epilogue, dot};
 extern const Passes<double> kDouble = {sum_of_squares, patch_norm,     forward_epilogue,
-                                       backward_prologue, transposed_box, input_epilogue};
+                                       backward_prologue, transposed_box, input_epilogue, dot};
 
 }  // namespace ccn::cpu::CCN_ISA

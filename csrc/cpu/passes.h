@@ -34,6 +34,8 @@ struct Passes {
   void (*transposed_box)(const Layout&, const T* q, T* box, Range tasks);
   // tasks: input pixels (channels_last) or input elements
   void (*input_epilogue)(const Layout&, const InputEpilogue<T>&, Range tasks);
+  // <a, b> over a range, in double; a missing b is ones
+  double (*dot)(const T* a, const T* b, Range range);
 };
 
 template <class T>
