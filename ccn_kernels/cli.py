@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--data", metavar="DIR", help="where MNIST's IDX files lie")
     demo.add_argument("--out", metavar="DIR", type=Path, help="default: runs/demo-DATASET")
-    demo.add_argument("--epochs", type=_positive, help="default: 12 for digits, 3 for mnist")
+    demo.add_argument("--epochs", type=_positive, help="default: 10 for digits, 3 for mnist")
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_demo)
     return parser

@@ -51,9 +51,8 @@ def accuracy_under(
     pairs = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
     for x, y in tqdm(pairs, desc=title, unit="batch", leave=False):
         before = predictions(model, x) == y
-        _, adversarial, _ = attack(target, x, y, epsilons=list(epsilons))
-        for index, attacked in enumerate(adversarial):
-            right[index] += (before & (predictions(model, attacked) == y)).sum()
+        _, _, success = attack(target, x, y, epsilons=list(epsilons))  # [epsilons, N]
+        right += (before & ~success).sum(1)
         zero += int(_gradient_is_zero(model, x, y).sum())
     percent = {epsilon: 100 * count / len(labels) for epsilon, count in zip(epsilons, right.tolist(), strict=True)}
     return AttackResult(percent, zero / len(labels))

@@ -29,7 +29,7 @@ SHOWN = (0.1, 0.2, 0.3, 0.4)
 PGD_EPSILONS = (0.1, 0.2, 0.3)
 PGD_IMAGES = 1000  # at most; the first ones of the test set
 PICTURE_EPSILON = 0.3
-DEFAULTS = {"digits": TrainConfig(epochs=12, batch_size=64, learning_rate=0.02), "mnist": TrainConfig(epochs=3)}
+DEFAULTS = {"digits": TrainConfig(epochs=10, batch_size=64, learning_rate=0.02), "mnist": TrainConfig(epochs=3)}
 
 
 def run(dataset: str, folder: str | None, out: Path, config: TrainConfig) -> Path:
