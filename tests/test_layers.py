@@ -317,16 +317,3 @@ def test_mixed_settings_do_not_leak_between_layers():
     alone = [layer(x) for layer in stack]
     for layer, before in zip(reversed(stack), reversed(alone), strict=True):
         assert torch.equal(layer(x), before)
-
-
-def test_distributed_data_parallel_takes_a_scalar_parameter(backend, tmp_path):
-    layer, x = CompactConv2d(3, 4, 3, backend=backend), torch.randn(2, 3, 6, 6)
-    expected = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
-    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        parallel = nn.parallel.DistributedDataParallel(layer)
-        parallel(x).square().sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
-    for parameter, gradient in zip(layer.parameters(), expected, strict=True):
-        assert torch.equal(parameter.grad, gradient)
