@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from . import env_report
 from .version import __version__
@@ -37,6 +40,20 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("--json", action="store_true", help="print JSON")
     env.set_defaults(run=lambda args: env_report.main(args.json))
 
+    kernels = commands.add_parser("kernels", help="compile the Triton kernels for a GPU that need not be there")
+    kernels.add_argument("--arch", choices=("sm_80", "sm_86", "sm_89", "sm_90", "sm_100"), default="sm_90")
+    kernels.add_argument("--json", action="store_true", help="print JSON")
+    kernels.add_argument("--check", action="store_true", help="fail on spills and other faults")
+    _add_dtypes(kernels)
+    kernels.set_defaults(run=_kernels)
+
+    tune = commands.add_parser("tune", help="measure tiles on this GPU and write the fastest into a table")
+    tune.add_argument("--out", metavar="FILE", type=Path, default=Path("ccn-tuned.json"))
+    tune.add_argument("--again", action="store_true", help="measure anew what the table holds")
+    _add_dtypes(tune)
+    _add_layer(tune)
+    tune.set_defaults(run=_tune)
+
     demo = commands.add_parser("demo", help="train plain and compact networks on digits, attack both, compare speed")
     demo.add_argument(
         "--dataset", choices=("digits", "mnist"), default="digits", help="digits (default) needs no files"
@@ -54,6 +71,65 @@ def _positive(text: str) -> int:
     if value <= 0:
         raise argparse.ArgumentTypeError(f"must be positive, got {value}")
     return value
+
+
+def _add_dtypes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=("bfloat16", "float16", "tf32"), default=["bfloat16", "tf32"], metavar="DTYPE"
+    )
+
+
+def _add_layer(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("one layer of your own (default: the named ones)")
+    group.add_argument("--channels", nargs=2, type=_positive, metavar=("IN", "OUT"))
+    for name, default in (("size", 1), ("batch", 256), ("kernel", 3), ("stride", 1), ("groups", 1), ("rank", 2)):
+        group.add_argument(f"--{name}", type=int, default=default)
+    group.add_argument("--padding", type=int, default=1)
+    group.add_argument("--contiguous", action="store_true", help="not channels_last")
+
+
+def _kernels(args: argparse.Namespace) -> None:
+    offline = _triton_module("offline")
+    rows, faults = [], []
+    for row in offline.report(args.arch, args.dtypes):
+        rows.append(row)
+        found = offline.faults(row, args.arch)
+        faults += [f"{row['kernel']} {row['config']} {fault}" for fault in found]
+        if not args.json:
+            numbers = " ".join(f"{name}={value}" for name, value in row.items() if name not in ("kernel", "config"))
+            print(f"{row['kernel']} {row['config']}: {numbers}", flush=True)
+    if args.json:
+        print(json.dumps(rows, indent=2))
+    if args.check and faults:
+        raise RuntimeError("\n".join([f"{len(faults)} faults in {len(rows)} kernels for {args.arch}", *faults]))
+
+
+def _tune(args: argparse.Namespace) -> None:
+    from .backends import triton
+
+    reason = triton.unavailable()
+    if reason is None and triton.interpreting():
+        reason = "TRITON_INTERPRET=1 is set: an interpreter's times say nothing"
+    if reason is not None:
+        raise RuntimeError(f"cannot tune: {reason}")
+    tune, workloads = _triton_module("tune"), _triton_module("workloads")
+    layers = workloads.LAYERS
+    if args.channels:
+        names = ("size", "kernel", "stride", "padding", "groups", "rank")
+        settings = {name: getattr(args, name) for name in names}
+        own = workloads.Layer("own", args.batch, *args.channels, **settings, channels_last=not args.contiguous)
+        layers = (own,)
+    for line in tune.tune(layers, args.dtypes, args.out, triton.device(None), again=args.again):
+        print(line, flush=True)
+    print(f"wrote {args.out}; it is used where CCN_TUNED={args.out} is set")
+
+
+def _triton_module(name: str) -> ModuleType:
+    """A module of the Triton backend, which imports triton."""
+    try:
+        return importlib.import_module(f"{__package__}.backends.triton.{name}")
+    except ImportError as error:
+        raise RuntimeError(f"{error}: this needs the extra, `pip install 'ccn-kernels[triton]'`") from error
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -12,9 +12,15 @@ import ccn_kernels
 PACKAGE = Path(ccn_kernels.__file__).parent
 OPTIONAL = {"eagerpy", "foolbox", "matplotlib", "scipy", "sklearn", "tabulate", "tqdm", "triton"}
 
+TRITON_KERNELS = {f"backends.triton.{name}" for name in ("fprop", "dgrad", "wgrad", "epilogue")}
+TRITON_LAUNCHES = {f"backends.triton.{name}" for name in ("config", "convolution", "geometry", "launch")}
+TRITON_PASSES_ALONE = {"backends.triton.forward_pass", "backends.triton.backward_pass"}
+TRITON_PASSES = TRITON_PASSES_ALONE | {f"backends.triton.{name}" for name in ("config", "launch", "workloads")}
+
 # What each module may import from the package.
 ALLOWED = {
     "version": set(),
+    "files": set(),
     "spec": set(),
     "arguments": {"spec"},
     "reference": {"arguments", "spec"},
@@ -22,7 +28,21 @@ ALLOWED = {
     "backends.reference": set(),
     "backends.cpu": {"backends.extension"},
     "backends.cuda": {"backends.extension"},
-    "backends.triton": {"spec"},
+    "backends.triton.geometry": {"spec"},
+    "backends.triton.config": {"backends.triton.geometry"},
+    "backends.triton.indexing": set(),
+    "backends.triton.fprop": {"backends.triton.indexing"},
+    "backends.triton.dgrad": {"backends.triton.fprop", "backends.triton.indexing"},
+    "backends.triton.wgrad": {"backends.triton.dgrad", "backends.triton.fprop", "backends.triton.indexing"},
+    "backends.triton.epilogue": {"backends.triton.dgrad", "backends.triton.fprop", "backends.triton.indexing"},
+    "backends.triton.launch": {"backends.triton.config", "backends.triton.geometry", "spec"},
+    "backends.triton.convolution": {"backends.triton.launch"},
+    "backends.triton.forward_pass": TRITON_KERNELS | TRITON_LAUNCHES,
+    "backends.triton.backward_pass": TRITON_KERNELS | TRITON_LAUNCHES,
+    "backends.triton.workloads": {"spec"},
+    "backends.triton.offline": TRITON_PASSES,
+    "backends.triton.tune": TRITON_PASSES | {"files"},
+    "backends.triton": {"spec", "backends.triton.config", "backends.triton.launch"} | TRITON_PASSES_ALONE,
     "backends": {"spec", "backends.cpu", "backends.cuda", "backends.reference", "backends.triton"},
     "ops": {"backends", "spec"},
     "autograd": {"ops", "reference", "spec"},
@@ -32,7 +52,7 @@ ALLOWED = {
     "convert": {"layers"},
     "models": {"layers"},
     "env_report": {"backends", "backends.extension", "version", "_C"},
-    "cli": {"env_report", "robustness", "robustness.demo", "version"},
+    "cli": {"backends", "backends.triton", "env_report", "robustness", "robustness.demo", "version"},
     "__main__": {"cli"},
     "__init__": {"backends", "convert", "functional", "layers", "models", "reference", "version"},
 }
@@ -103,7 +123,7 @@ def test_modules_import_only_what_they_may(name):
 
 def test_every_module_has_its_place():
     inner = {module_name(path) or "__init__" for path in FILES}
-    inner = {name for name in inner if not name.startswith(("robustness", "backends.triton."))}
+    inner = {name for name in inner if not name.startswith("robustness")}
     assert inner == set(ALLOWED)
 
 

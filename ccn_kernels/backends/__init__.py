@@ -59,7 +59,6 @@ def explain(device: str = "cpu", dtype: torch.dtype = torch.float32, rank: int =
     return {name: rejection(name, request) or BY_NAME_ONLY.get(name) for name in reversed(NAMES)}
 
 
-@torch.compiler.assume_constant_result
 def select(requested: str | None, device: str, dtype: torch.dtype, rank: int) -> str:
     """The backend for one call: the requested one, else that of ``CCN_BACKEND``, else the fastest that can run it.
 
@@ -78,6 +77,10 @@ def select(requested: str | None, device: str, dtype: torch.dtype, rank: int) ->
     if reason is not None:
         raise RuntimeError(f"{source}={requested!r} cannot run this call: {reason}")
     return requested
+
+
+# What torch.compiler.assume_constant_result does, which imports the whole compiler (and Triton) first.
+select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _fastest(device: str, dtype: torch.dtype, rank: int) -> str:

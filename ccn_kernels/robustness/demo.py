@@ -18,8 +18,8 @@ from tqdm import tqdm
 from .. import convert, models
 from ..backends import select
 from ..env_report import report
+from ..files import read_json, write_json
 from . import attacks, data, figures
-from .files import read_json, write_json
 from .training import TrainConfig, train
 
 TITLES = {"digits": "scikit-learn's digits", "mnist": "MNIST"}

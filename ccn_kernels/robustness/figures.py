@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .files import write
+from ..files import write
 
 matplotlib.use("agg")
 COLORS = {"SM": "#7f7f7f", "CCN": "#1f77b4", "CCN+LS": "#d62728"}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import models
+from ..files import write
 from .data import Dataset
-from .files import write
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from ccn_kernels.robustness import files
+from ccn_kernels import files
 
 
 def test_json_round_trip_makes_folders(tmp_path):

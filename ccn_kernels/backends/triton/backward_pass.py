@@ -1,0 +1,289 @@
+"""The backward pass: the prologue over the incoming gradient, then the chosen kernels of dgrad and wgrad."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import convolution, epilogue
+from . import dgrad as dgrad_kernels
+from . import wgrad as wgrad_kernels
+from .config import Tile
+from .geometry import ONES, is_linear
+from .launch import (
+    CONSTANTS,
+    PLACES,
+    WEIGHT_AXES,
+    Launch,
+    Operand,
+    Problem,
+    boxed,
+    channels_innermost,
+    image_descriptor,
+    operand,
+    place_descriptor,
+    tiles_of,
+    weight_descriptor,
+    width,
+)
+
+REDUCED = 1024  # weights a program of the reduction takes
+
+
+class Backward:
+    """One backward pass; ``run`` returns the gradients of input, weight, alpha and bias, empty if not asked for."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        grad: Tensor,
+        bias: Tensor | None,
+        alpha: Tensor,
+        output: Tensor | None,
+        quotient: Tensor | None,
+        norm: Tensor,
+        mask: list[bool],
+    ) -> None:
+        self.problem, self.geometry, self.alpha, self.norm = problem, problem.geometry, alpha, norm.contiguous()
+        self.bias = bias if bias is None else bias.contiguous()
+        self.needs_input, self.needs_weight, self.needs_alpha, self.needs_bias = mask
+        if output is not None and quotient is not None and quotient.stride() != output.stride():
+            quotient = torch.empty_like(output).copy_(quotient)
+        if quotient is None and output is None and (self.needs_input or (self.needs_alpha and not self.needs_weight)):
+            raise RuntimeError("quotient must be given for the gradients that output_mask asks for")
+        saved = output if output is not None else quotient
+        self.saved = None if saved is None else operand(saved)
+        if self.saved is not None and self.saved.tensor is not saved:  # copied: both alike
+            output = None if output is None else self.saved.tensor
+            quotient = None if quotient is None else operand(quotient).tensor
+        self.y, self.quotient, self.grad = output, quotient, operand(grad)
+        none = problem.empty(0, dtype=problem.dtype)
+        self.d_input = self.d_bias = self.d_weight = none
+        self.d_alpha = none.to(alpha.dtype)
+        if self.needs_input:
+            self.d_input = torch.empty(
+                problem.x.tensor.shape, dtype=problem.dtype, device=grad.device, memory_format=problem.format
+            )
+        if self.needs_weight:
+            self.d_weight = torch.empty_like(problem.w.tensor)
+
+    def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if self.grad.tensor.numel() == 0 or self.problem.w.tensor.numel() == 0:
+            return self._zeros()
+        e, q, scale = self._prologue()
+        if e is not None:
+            self._convolutions(e, q, scale)
+        return self.d_input, self.d_weight, self.d_alpha, self.d_bias
+
+    def _zeros(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if self.needs_alpha:
+            self.d_alpha = self.alpha.new_empty(())
+        if self.needs_bias:
+            self.d_bias = self.problem.empty(self.problem.w.tensor.shape[0], dtype=self.problem.dtype)
+        return tuple(t.zero_() for t in (self.d_input, self.d_weight, self.d_alpha, self.d_bias))  # type: ignore[return-value]
+
+    def _tiles(self) -> tuple[Tile | None, Tile | None]:
+        return (
+            self.problem.tile("dgrad") if self.needs_input else None,
+            self.problem.tile("wgrad") if self.needs_weight else None,
+        )
+
+    def _prologue(self) -> tuple[Operand | None, Tensor | None, Tensor | None]:
+        """e, q and the scale of e: what the convolutions and the input's epilogue take."""
+        problem, geometry = self.problem, self.geometry
+        wanted = self.needs_input or self.needs_weight
+        programs = ceil(problem.places / PLACES) * geometry.groups
+        common = {
+            "g": self.grad.tensor, "y": self.y, "norm": self.norm, "delta": problem.spec.delta,
+            "pixels": geometry.pixels, **self.grad.named("g"), **(self.saved or self.grad).named("y"), "TILE": PLACES,
+            "BLOCK_O": width(geometry.out_channels),
+            **problem.geometry_arguments("batch", "OUT_CHANNELS", "GROUPS", "INDEX"),
+        }  # fmt: skip
+        scale = self._scale(common, programs) if wanted and problem.dtype == torch.float16 else None
+        e = self._errors() if wanted else None
+        q = problem.empty(geometry.batch, geometry.groups, geometry.pixels) if self.needs_input else None
+        d_alpha = problem.empty(programs) if self.needs_alpha and not self.needs_weight else None
+        outputs = geometry.groups * geometry.out_channels
+        d_bias = problem.empty(programs // geometry.groups, outputs) if self.needs_bias else None
+        quotient = self.quotient if q is not None or d_alpha is not None else None
+        arguments = {
+            **common, "quotient": quotient, "bias": self.bias, "alpha": self.alpha, "scale": scale,
+            "e": None if e is None else e.tensor, "q": q, "dbias": d_bias, "dalpha": d_alpha,
+            **(e or self.grad).named("e"),
+        }  # fmt: skip
+        problem.issue(Launch(epilogue.backward_prologue, (programs,), arguments))
+        if d_bias is not None:
+            self.d_bias = d_bias.sum(0).to(problem.dtype)
+        if d_alpha is not None:
+            self.d_alpha = d_alpha.sum().to(self.alpha.dtype)
+        return e, q, scale
+
+    def _scale(self, common: dict[str, Any], programs: int) -> Tensor:
+        largest, scale = self.problem.empty(programs), self.problem.empty()
+        self.problem.issue(Launch(epilogue.largest_error, (programs,), {**common, "largest": largest}))
+        arguments = {"largest": largest, "scale": scale, "count": programs, "BLOCK": REDUCED}
+        self.problem.issue(Launch(epilogue.error_scale, (1,), arguments))
+        return scale
+
+    def _errors(self) -> Operand:
+        """Uninitialised e, laid out as the kernels that will read it need it."""
+        problem = self.problem
+        if any(tile is not None and tile.kernel == "descriptor" for tile in self._tiles()):
+            return operand(channels_innermost(self.grad.tensor, problem.dtype))
+        return operand(
+            torch.empty(problem.shape, dtype=problem.dtype, device=self.alpha.device, memory_format=problem.format)
+        )
+
+    def _convolutions(self, e: Operand, q: Tensor | None, scale: Tensor | None) -> None:
+        """dgrad and wgrad, each by its own tile; where both are cuDNN's, in one call."""
+        dgrad, wgrad = self._tiles()
+        mask = [tile is not None and tile.kernel == "hybrid" for tile in (dgrad, wgrad)]
+        conv, dw = convolution.backward(self.problem, e.tensor, mask) if any(mask) else (None, None)
+        if conv is not None and q is not None:
+            whole = operand(conv)
+            self._input_epilogue(whole.tensor, {"conv_split": 0, **whole.named("conv")}, 1, q, scale)
+        elif dgrad is not None and q is not None:
+            getattr(self, f"_dgrad_{dgrad.kernel}")(dgrad, e, q, scale)
+        if dw is not None:
+            whole = operand(dw)
+            self._reduce(whole.tensor, {"partial_split": 0, **whole.named("partial", WEIGHT_AXES)}, 1, scale)
+        elif wgrad is not None:
+            shares, splits = getattr(self, f"_wgrad_{wgrad.kernel}")(wgrad, e)
+            self._reduce(shares, self._share_strides(), splits, scale)
+
+    def _gradient_arguments(self, q: Tensor, scale: Tensor | None) -> dict[str, Any]:
+        d_input = operand(self.d_input)
+        return {
+            "x": self.problem.x.tensor, "q": q, "dx": d_input.tensor, "alpha": self.alpha, "scale": scale,
+            **self.problem.x.named("x"), **d_input.named("dx"),
+        }  # fmt: skip
+
+    def _dgrad_descriptor(self, tile: Tile, e: Operand, q: Tensor, scale: Tensor | None) -> None:
+        problem, geometry = self.problem, self.geometry
+        box = problem.box(tile, geometry.in_extent)
+        tiles = tiles_of(geometry.batch, geometry.in_extent, box)
+        blocks = ceil(geometry.in_channels / tile.outputs)
+        repacked = problem.dtype == torch.float32
+        if repacked:
+            transposed = operand(convolution.transposed(problem.w.tensor, geometry.groups))
+            w = weight_descriptor(boxed(transposed, packed=True), geometry.taps, (tile.outputs, tile.depth))
+        else:
+            w = weight_descriptor(boxed(problem.w, packed=True), geometry.taps, (tile.depth, tile.outputs))
+        programs = tiles[0] * tiles[1] * tiles[2] * geometry.groups * blocks
+        splits = problem.splits(tile, programs, geometry.taps * ceil(geometry.out_channels / tile.depth))
+        channels = geometry.groups * geometry.in_channels
+        partial = problem.empty(splits, problem.in_places, channels) if splits > 1 else None
+        arguments = {
+            "e": image_descriptor(e, geometry.extent, ONES, box, tile.depth), "w": w, "partial": partial,
+            **self._gradient_arguments(q, scale), "tiles_h": tiles[1], "tiles_w": tiles[2], "tiles_c": blocks,
+            "splits": splits, "BOX": box, "BLOCK_C": tile.outputs, "BLOCK_K": tile.depth,
+            "PLACES_FIRST": tile.places_first, "REPACKED": repacked, "PRECISION": problem.precision,
+            **problem.geometry_arguments("batch", "in_extent", "extent", "IN_CHANNELS", "OUT_CHANNELS", "GROUPS",
+                                         "KERNEL", "PADDING", "DILATION", "INDEX"),
+        }  # fmt: skip
+        problem.issue(Launch(dgrad_kernels.dgrad_descriptor, (programs, splits), arguments, tile.warps, tile.stages))
+        if partial is not None:
+            strides = {
+                "conv_split": problem.in_places * channels, "conv_image": geometry.in_pixels * channels,
+                "conv_channel": 1, "conv_pixel": channels,
+            }  # fmt: skip
+            self._input_epilogue(partial, strides, splits, q, scale)
+
+    def _dgrad_gather(self, tile: Tile, e: Operand, q: Tensor, scale: Tensor | None) -> None:
+        problem, geometry = self.problem, self.geometry
+        blocks = ceil(geometry.in_channels / tile.outputs)
+        arguments = {
+            "e": e.tensor, "w": problem.w.tensor, **e.named("e"), **problem.w.named("w", WEIGHT_AXES),
+            **self._gradient_arguments(q, scale), "tiles_c": blocks, "TILE": tile.places, "BLOCK_C": tile.outputs,
+            "BLOCK_K": tile.depth, "PLACES_FIRST": tile.places_first, "PRECISION": problem.precision,
+            **problem.geometry_arguments("batch", "in_extent", "extent", "IN_CHANNELS", "OUT_CHANNELS", "GROUPS",
+                                         *CONSTANTS, "INDEX"),
+        }  # fmt: skip
+        grid = (ceil(problem.in_places / tile.places) * geometry.groups * blocks,)
+        problem.issue(Launch(dgrad_kernels.dgrad_gather, grid, arguments, tile.warps, tile.stages))
+
+    def _input_epilogue(
+        self, conv: Tensor, strides: dict[str, int], splits: int, q: Tensor, scale: Tensor | None
+    ) -> None:
+        problem, geometry = self.problem, self.geometry
+        block = width(geometry.in_channels)
+        blocks = ceil(geometry.in_channels / block)
+        arguments = {
+            "conv": conv, **strides, **self._gradient_arguments(q, scale), "tiles_c": blocks, "splits": splits,
+            "TILE": PLACES, "BLOCK_C": block,
+            **problem.geometry_arguments("batch", "in_extent", "extent", "IN_CHANNELS", "GROUPS", *CONSTANTS, "INDEX"),
+        }  # fmt: skip
+        grid = (ceil(problem.in_places / PLACES) * geometry.groups * blocks,)
+        problem.issue(Launch(epilogue.input_epilogue, grid, arguments))
+
+    def _shares(self, splits: int) -> Tensor:
+        geometry = self.geometry
+        return self.problem.empty(splits, geometry.groups * geometry.out_channels, geometry.taps, geometry.in_channels)
+
+    def _share_strides(self) -> dict[str, int]:
+        geometry = self.geometry
+        row = geometry.taps * geometry.in_channels
+        return {
+            "partial_split": geometry.groups * geometry.out_channels * row, "partial_output": row,
+            "partial_channel": 1, "partial_tap": geometry.in_channels,
+        }  # fmt: skip
+
+    def _wgrad_descriptor(self, tile: Tile, e: Operand) -> tuple[Tensor, int]:
+        problem, geometry = self.problem, self.geometry
+        box = problem.box(tile, geometry.extent)
+        counts = tiles_of(geometry.batch, geometry.extent, box)
+        tiles = counts[0] * counts[1] * counts[2]
+        tiles_o, tiles_c = ceil(geometry.out_channels / tile.outputs), ceil(geometry.in_channels / tile.depth)
+        programs = tiles_o * tiles_c * geometry.taps * geometry.groups
+        splits = problem.splits(tile, programs, tiles)
+        partial = self._shares(splits)
+        linear = is_linear(box, geometry.extent)
+        arguments = {
+            "e": place_descriptor(e, problem.places, (tile.places, tile.outputs)) if linear
+            else image_descriptor(e, geometry.extent, ONES, box, tile.outputs),
+            "x": image_descriptor(boxed(problem.x), geometry.in_extent, geometry.stride, box, tile.depth),
+            "partial": partial, "tiles": tiles, "tiles_h": counts[1], "tiles_w": counts[2], "tiles_o": tiles_o,
+            "tiles_c": tiles_c, "splits": splits, "LINEAR": linear, "BOX": box, "BLOCK_O": tile.outputs,
+            "BLOCK_C": tile.depth, "PRECISION": problem.precision,
+            **problem.geometry_arguments("IN_CHANNELS", "OUT_CHANNELS", "GROUPS", *CONSTANTS),
+        }  # fmt: skip
+        problem.issue(Launch(wgrad_kernels.wgrad_descriptor, (programs, splits), arguments, tile.warps, tile.stages))
+        return partial, splits
+
+    def _wgrad_gather(self, tile: Tile, e: Operand) -> tuple[Tensor, int]:
+        problem, geometry = self.problem, self.geometry
+        tiles_o = ceil(geometry.out_channels / tile.outputs)
+        tiles_k = ceil(geometry.in_channels * geometry.taps / tile.depth)
+        programs = tiles_o * tiles_k * geometry.groups
+        splits = problem.splits(tile, programs, ceil(problem.places / tile.places))
+        partial = self._shares(splits)
+        arguments = {
+            "e": e.tensor, "x": problem.x.tensor, "partial": partial, **e.named("e"), **problem.x.named("x"),
+            "tiles_o": tiles_o, "tiles_k": tiles_k, "splits": splits, "TILE": tile.places, "BLOCK_O": tile.outputs,
+            "BLOCK_K": tile.depth, "PRECISION": problem.precision,
+            **problem.geometry_arguments("batch", "in_extent", "extent", "IN_CHANNELS", "OUT_CHANNELS", "GROUPS",
+                                         *CONSTANTS, "INDEX"),
+        }  # fmt: skip
+        problem.issue(Launch(wgrad_kernels.wgrad_gather, (programs, splits), arguments, tile.warps, tile.stages))
+        return partial, splits
+
+    def _reduce(self, partial: Tensor, strides: dict[str, int], splits: int, scale: Tensor | None) -> None:
+        problem, geometry = self.problem, self.geometry
+        count = self.d_weight.numel()
+        programs = ceil(count / REDUCED)
+        d_alpha = problem.empty(programs) if self.needs_alpha else None
+        d_weight = operand(self.d_weight)
+        arguments = {
+            "partial": partial, "w": problem.w.tensor, "dw": d_weight.tensor, "dalpha": d_alpha, "alpha": self.alpha,
+            "scale": scale, "count": count, "splits": splits, **strides, **problem.w.named("w", WEIGHT_AXES),
+            **d_weight.named("dw", WEIGHT_AXES), "TAPS": geometry.taps, "BLOCK": REDUCED,
+            **problem.geometry_arguments("IN_CHANNELS"),
+        }  # fmt: skip
+        problem.issue(Launch(wgrad_kernels.wgrad_reduce, (programs,), arguments))
+        if d_weight.tensor is not self.d_weight:
+            self.d_weight.copy_(d_weight.tensor)
+        if d_alpha is not None:
+            self.d_alpha = d_alpha.sum().to(self.alpha.dtype)

@@ -1,0 +1,303 @@
+"""Which kernel, and which tile, computes a call: a table measured on that GPU if there is one, else a heuristic.
+
+Nothing is measured here: a choice is a function of the call and of files. `ccn tune` writes such files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .geometry import Geometry, box_of, next_power_of_two, squares_of_centre
+
+CONFIGS = Path(__file__).parent / "configs"
+USER_TABLE = "CCN_TUNED"  # environment variable: a file of `ccn tune`, before the package's own
+SQUARES = ("loop", "rows", "images", "plane")
+LEAST = 16  # of each size of a product
+_BATCHES = (1, 4, 16, 64, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One configuration. A product is places x outputs, summed over depth (wgrad: outputs x depth, over places).
+
+    Attributes:
+        kernel: "descriptor", "gather", "depthwise", or "hybrid" (cuDNN's product between our passes).
+        splits: shares of the sum, added in a fixed order; 0 (for wgrad): as many as fill the GPU.
+        squares: where a forward pass finds the patch's norm (see fprop.py).
+        places_first: whether the places are the product's rows.
+    """
+
+    kernel: str
+    places: int = 128
+    outputs: int = 128
+    depth: int = 64
+    warps: int = 8
+    stages: int = 3
+    splits: int = 1
+    squares: str = "loop"
+    places_first: bool = False
+
+
+HYBRID = Tile("hybrid")
+
+
+class Device(NamedTuple):
+    """What the choice depends on. The interpreter counts as a Hopper GPU of a few processors."""
+
+    name: str
+    capability: int  # 90 for 9.0
+    processors: int
+    is_interpreter: bool = False
+
+
+class Request(NamedTuple):
+    """A pass over a call: hashable, and the same for all batches of a class (see batch_class)."""
+
+    kind: str  # "forward", "dgrad", "wgrad"
+    geometry: Geometry
+    dtype: str  # "float32", "float16", "bfloat16"
+    precision: str  # of fp32 products: "tf32" or "ieee"
+    channels_last: bool
+    boxable: bool  # whether descriptors can read the operand, perhaps after a copy to channels_last
+
+    @property
+    def key(self) -> str:
+        """What tables call it; the batch is not part of it."""
+        g = self.geometry
+        axes = ["x".join(map(str, part)) for part in (g.in_extent, g.kernel, g.stride, g.padding, g.dilation)]
+        shape = "{}->{} g{} @{} k{} s{} p{} d{}".format(g.in_channels, g.out_channels, g.groups, *axes)
+        dtype = self.precision if self.dtype == "float32" else self.dtype
+        return f"{dtype} {'channels_last' if self.channels_last else 'contiguous'} {shape}"
+
+
+def request(kind: str, geometry: Geometry, dtype: str, precision: str, channels_last: bool, boxable: bool) -> Request:
+    classed = geometry._replace(batch=batch_class(geometry.batch))
+    return Request(kind, classed, dtype, precision, channels_last, boxable)
+
+
+def batch_class(batch: int) -> int:
+    """The batch that stands for all batches of its class: within a class, no kernel is compiled anew."""
+    return next((most for most in _BATCHES if batch <= most), _BATCHES[-1])
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(request: Request, device: Device) -> Tile:
+    """The tile for a pass: measured on this GPU, or a heuristic's."""
+    measured = table(device.name).get(request.kind, {}).get(request.key)
+    if measured is not None and not can_run(measured, request, device):
+        return measured
+    return _HEURISTICS[request.kind](request, device)
+
+
+@functools.cache
+def table(device_name: str) -> dict[str, dict[str, Tile]]:
+    """Tiles by kind and key: the package's table of this GPU, and a user's own over it."""
+    merged: dict[str, dict[str, Tile]] = {kind: {} for kind in _HEURISTICS}
+    own = os.environ.get(USER_TABLE)
+    for path in (CONFIGS / file_name(device_name), *([Path(own)] if own else [])):
+        if path.parent == CONFIGS and not path.exists():
+            continue
+        for entry in read(path, device_name):
+            merged[entry["kind"]][entry["key"]] = entry["tile"]
+    return merged
+
+
+def file_name(device_name: str) -> str:
+    return device_name.lower().replace(" ", "_") + ".json"
+
+
+def read(path: Path, device_name: str) -> list[dict[str, Any]]:
+    """A table's entries, with their tiles; none of a table measured on another GPU.
+
+    Raises:
+        ValueError: the file is not such a table.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if content["device"] != device_name:
+            return []
+        entries = [{**entry, "tile": Tile(**entry["tile"])} for entry in content["entries"]]
+        if not all(entry["kind"] in _HEURISTICS and isinstance(entry["key"], str) for entry in entries):
+            raise KeyError("kind, key")
+    except (OSError, AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a table of tiles as `ccn tune` writes it: {error!r}") from error
+    return entries
+
+
+def can_run(tile: Tile, request: Request, device: Device) -> str | None:
+    """Why a tile cannot run a request; None if it can."""
+    geometry = request.geometry
+    if tile.kernel == "hybrid":
+        overflows = request.kind == "forward" and request.dtype == "float16"
+        return "the product overflows fp16 before it is divided" if overflows else None
+    if tile.kernel == "descriptor":
+        return _descriptor_reason(tile, request, device)
+    if tile.kernel == "depthwise":
+        fits = request.kind == "forward" and geometry.in_channels == 1
+        return None if fits else "it takes the forward pass with one input channel a group"
+    if tile.kernel == "gather":
+        return None if tile.squares in ("loop", "plane") else "it finds squares in the loop or in a plane"
+    return f"kernel must be descriptor, gather, depthwise or hybrid, got {tile.kernel!r}"
+
+
+def _descriptor_reason(tile: Tile, request: Request, device: Device) -> str | None:
+    geometry = request.geometry
+    if device.capability < 90:
+        return "descriptors need compute capability 9.0"
+    if not request.boxable or not geometry.is_flat:
+        return "descriptors need channels in multiples of 16 bytes, and at most two spatial axes"
+    if request.kind == "dgrad" and not geometry.is_plain:
+        return "dgrad by descriptors takes stride 1"
+    if request.kind == "wgrad" and request.dtype == "float32":
+        return "TF32 products want the summed axis innermost, and here it is not"
+    if tile.squares in ("rows", "images") and not squares_of_centre(geometry, tile.squares):
+        return "the centre's taps do not hold every patch's squares"
+    if box_of(tile.places, geometry, geometry.extent, tile.squares) is None:
+        return f"{tile.places} places do not hold whole {tile.squares}"
+    if min(tile.outputs, tile.depth, tile.places) < LEAST:
+        return f"the tensor cores take no fewer than {LEAST}"
+    whole = {"forward": (geometry.in_channels, tile.depth), "dgrad": (geometry.out_channels, tile.depth)}
+    channels, depth = whole.get(request.kind, (0, 1))
+    if (geometry.groups > 1 or not geometry.is_plain) and channels % depth:
+        return "under groups or strides a step of the loop must not cross their borders"
+    if request.kind == "wgrad" and not geometry.is_plain and geometry.in_channels % tile.depth:
+        return "under strides a tile of channels must not cross the pixel's border"
+    return None
+
+
+# What a heuristic chooses from: places x outputs, warps, stages. None spills (tests/triton, `ccn kernels`).
+_PRODUCTS = ((128, 256, 8, 3), (128, 128, 8, 3), (256, 64, 8, 4), (128, 64, 4, 4), (64, 128, 4, 4), (64, 64, 4, 4))
+_WGRADS = ((64, 256, 128, 8, 3), (64, 128, 128, 8, 3), (64, 128, 64, 4, 4), (64, 64, 64, 4, 4))  # and depth
+_SPLITS = (1, 2, 3, 4, 6, 8)
+
+# The model behind the choice among them; guesses until a GPU has been measured (benchmarks/PERFORMANCE.md).
+_PRODUCTS_A_CYCLE = {"bfloat16": 2048, "float16": 2048, "float32": 1024}  # multiply-adds of one processor
+_BYTES_A_CYCLE = 28  # from the L2 cache to one processor
+_EPILOGUE_BYTES_A_CYCLE = 16
+_SPLIT_CYCLES = 6000  # a launch and its tail
+
+
+def _forward(request: Request, device: Device) -> Tile:
+    geometry = request.geometry
+    if geometry.in_channels == 1 and geometry.groups > 1:
+        return Tile("depthwise", places=32, outputs=64, warps=4, stages=1)
+    if _needs_ieee(request, device):
+        return HYBRID
+    best = _best_product(request, device, geometry.in_channels, geometry.out_channels)
+    return best or _gather(request, device)
+
+
+def _dgrad(request: Request, device: Device) -> Tile:
+    geometry = request.geometry
+    if _needs_ieee(request, device):
+        return HYBRID
+    return _best_product(request, device, geometry.out_channels, geometry.in_channels) or HYBRID
+
+
+def _wgrad(request: Request, device: Device) -> Tile:
+    geometry = request.geometry
+    if _needs_ieee(request, device):
+        return HYBRID
+    for tile in (Tile("descriptor", *sizes, splits=0) for sizes in _WGRADS):
+        fits = tile.outputs <= _width(geometry.out_channels, 64) and tile.depth <= _width(geometry.in_channels, 64)
+        if fits and not can_run(tile, request, device):
+            return tile
+    if geometry.groups == 1 and geometry.in_channels * geometry.taps <= 64:
+        return Tile("gather", 64, min(64, _width(geometry.out_channels)), 32, warps=4, stages=3, splits=0)
+    return HYBRID
+
+
+_HEURISTICS = {"forward": _forward, "dgrad": _dgrad, "wgrad": _wgrad}
+
+
+def candidates(request: Request, device: Device) -> list[Tile]:
+    """What `ccn tune` measures: every tile that can run, of every kernel."""
+    sums, outputs = request.geometry.in_channels, request.geometry.out_channels
+    if request.kind == "dgrad":
+        sums, outputs = outputs, sums
+    if request.kind == "wgrad":
+        tiles = [Tile("descriptor", *sizes, splits=0) for sizes in _WGRADS]
+        tiles.append(Tile("gather", 64, min(64, _width(outputs)), 32, warps=4, stages=3, splits=0))
+    else:
+        tiles = _products(request, sums, outputs)
+        tiles += [dataclasses.replace(tile, squares="plane") for tile in tiles if tile.squares == "loop"]
+        tiles += [dataclasses.replace(tile, places_first=True) for tile in tiles if tile.outputs <= 64]
+        tiles.append(_gather(request, device))
+        tiles.append(Tile("depthwise", places=32, outputs=64, warps=4, stages=1))
+    return [tile for tile in (*tiles, HYBRID) if not can_run(tile, request, device)]
+
+
+def _best_product(request: Request, device: Device, depth: int, outputs: int) -> Tile | None:
+    """The tile of a product over descriptors that the model predicts to be fastest; None where none can run."""
+    tiles = [tile for tile in _products(request, depth, outputs) if not can_run(tile, request, device)]
+    small = [tile for tile in tiles if tile.places * tile.outputs <= 128 * 128 or _holds_large(request, device)]
+    return min(small, key=lambda tile: predict(tile, request, device), default=None)
+
+
+def _products(request: Request, depth: int, outputs: int) -> list[Tile]:
+    return [
+        Tile("descriptor", places, wide, _depth(depth, request), warps, stages, splits, squares)
+        for places, wide, warps, stages in _PRODUCTS
+        for splits in _SPLITS
+        for squares in (("images", "rows", "loop") if request.kind == "forward" else ("loop",))
+        if wide <= _width(outputs, 64)
+    ]
+
+
+def _holds_large(request: Request, device: Device) -> bool:
+    """Whether the end of a tile of 128 x 256 stays within the registers."""
+    return device.capability == 90 and not (request.dtype == "float32" and request.kind == "dgrad")
+
+
+def predict(tile: Tile, request: Request, device: Device) -> float:
+    """Cycles that the model gives a product over descriptors, forward or dgrad."""
+    geometry, size = request.geometry, 4 if request.dtype == "float32" else 2
+    forward = request.kind == "forward"
+    extent = geometry.extent if forward else geometry.in_extent
+    sums, outputs = (geometry.in_channels, geometry.out_channels)[:: 1 if forward else -1]
+    box = box_of(tile.places, geometry, extent, tile.squares)
+    assert box is not None
+    tiles = math.prod(math.ceil(n / step) for n, step in zip((geometry.batch, *extent[1:]), box, strict=True))
+    programs = tiles * geometry.groups * math.ceil(outputs / tile.outputs) * tile.splits
+    steps = geometry.taps * math.ceil(sums / tile.depth)
+    multiply = tile.places * tile.outputs * tile.depth / _PRODUCTS_A_CYCLE[request.dtype]
+    fetch = (tile.places + tile.outputs) * tile.depth * size / _BYTES_A_CYCLE
+    squared = {"loop": steps, "rows": steps / geometry.kernel[2], "images": steps / geometry.taps}.get(tile.squares, 0)
+    squares = squared * tile.places * tile.depth / 128 if forward else 0.0
+    write = tile.places * tile.outputs * (4 if tile.splits > 1 else 2 * size) / _EPILOGUE_BYTES_A_CYCLE
+    one = steps / tile.splits * max(multiply, fetch) + squares / tile.splits + write
+    waves = math.ceil(programs / device.processors)
+    again = _SPLIT_CYCLES + 2 * tile.splits * tiles * tile.places * outputs * 4 / (2400 * device.processors / 132)
+    return waves * one + (again if tile.splits > 1 else 0.0)
+
+
+def _needs_ieee(request: Request, device: Device) -> bool:
+    """Whether products must be exact fp32, which tensor cores do not give: cuDNN's part, unless interpreted."""
+    return request.dtype == "float32" and request.precision == "ieee" and not device.is_interpreter
+
+
+def _depth(channels: int, request: Request, most: int = 64) -> int:
+    """A power of two that divides the channels where it must, 128 bytes a row where it can."""
+    most = most // 2 if request.dtype == "float32" else most
+    if request.geometry.groups > 1 or not request.geometry.is_plain:
+        return min(most, channels & -channels)
+    return min(most, _width(channels))
+
+
+def _width(channels: int, least: int = 16) -> int:
+    return max(least, next_power_of_two(channels))
+
+
+def _gather(request: Request, device: Device) -> Tile:
+    geometry = request.geometry
+    depth = geometry.in_channels * geometry.taps
+    tile = Tile("gather", 64, min(64, _width(geometry.out_channels)), min(32, _width(depth)), warps=4, stages=3)
+    blocks = geometry.groups * math.ceil(geometry.out_channels / tile.outputs)
+    programs = blocks * math.ceil(geometry.batch * geometry.pixels / tile.places)
+    return dataclasses.replace(tile, splits=max(1, min(8, device.processors // programs)))

@@ -1,0 +1,150 @@
+"""The forward pass: allocation, and the launches of the chosen kernel and of the passes around it."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import convolution, epilogue
+from . import fprop as kernels
+from .config import Tile
+from .launch import (
+    CONSTANTS,
+    PLACES,
+    WEIGHT_AXES,
+    Launch,
+    Problem,
+    boxed,
+    image_descriptor,
+    operand,
+    tiles_of,
+    weight_descriptor,
+    width,
+)
+
+
+class Forward:
+    """One forward pass; ``run`` returns output, quotient (empty unless saved) and norm."""
+
+    def __init__(self, problem: Problem, bias: Tensor | None, alpha: Tensor, save_quotient: bool) -> None:
+        geometry = problem.geometry
+        self.problem, self.geometry, self.alpha = problem, geometry, alpha
+        self.bias = bias if bias is None else bias.contiguous()
+        y = torch.empty(problem.shape, dtype=problem.dtype, device=alpha.device, memory_format=problem.format)
+        self.y = operand(y)
+        self.quotient = torch.empty_like(y) if save_quotient else None
+        self.norm = problem.empty(geometry.batch, geometry.groups, *problem.shape[2:])
+
+    def run(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self.y.tensor.numel():
+            tile = self.problem.tile("forward")
+            getattr(self, f"_{tile.kernel}")(tile)
+        quotient = self.quotient if self.quotient is not None else self.problem.empty(0, dtype=self.problem.dtype)
+        return self.y.tensor, quotient, self.norm
+
+    def _results(self) -> dict[str, Any]:
+        return {
+            "y": self.y.tensor, "quotient": self.quotient, "norm": self.norm, "bias": self.bias, "alpha": self.alpha,
+            "delta": self.problem.spec.delta, **self.y.named("y"), "RELU": self.problem.spec.relu,
+        }  # fmt: skip
+
+    def _plane(self, tile: Tile) -> Tensor | None:
+        return sum_of_squares(self.problem) if tile.squares == "plane" else None
+
+    def _descriptor(self, tile: Tile) -> None:
+        problem, geometry = self.problem, self.geometry
+        box = problem.box(tile, geometry.extent)
+        tiles = tiles_of(geometry.batch, geometry.extent, box)
+        blocks = ceil(geometry.out_channels / tile.outputs)
+        programs = tiles[0] * tiles[1] * tiles[2] * geometry.groups * blocks
+        x, w = boxed(problem.x), boxed(problem.w, packed=True)
+        arguments = {
+            "x": image_descriptor(x, geometry.in_extent, geometry.stride, box, tile.depth),
+            "w": weight_descriptor(w, geometry.taps, (tile.outputs, tile.depth)),
+            "tiles_h": tiles[1], "tiles_w": tiles[2], "BOX": box,
+        }  # fmt: skip
+        self._product(kernels.forward_descriptor, tile, arguments, programs, blocks,
+                      geometry.taps * ceil(geometry.in_channels / tile.depth))  # fmt: skip
+
+    def _gather(self, tile: Tile) -> None:
+        problem, geometry = self.problem, self.geometry
+        blocks = ceil(geometry.out_channels / tile.outputs)
+        programs = ceil(problem.places / tile.places) * geometry.groups * blocks
+        arguments = {
+            "x": problem.x.tensor, "w": problem.w.tensor, **problem.x.named("x"),
+            **problem.w.named("w", WEIGHT_AXES), "TILE": tile.places,
+        }  # fmt: skip
+        self._product(kernels.forward_gather, tile, arguments, programs, blocks,
+                      ceil(geometry.taps * geometry.in_channels / tile.depth))  # fmt: skip
+
+    def _product(self, kernel: Any, tile: Tile, own: dict[str, Any], programs: int, blocks: int, steps: int) -> None:
+        """The convolution's kernel and, where its sum is split, the epilogue over the shares."""
+        problem, geometry = self.problem, self.geometry
+        splits = problem.splits(tile, programs, steps)
+        partial_u = partial_squares = None
+        if splits > 1:
+            partial_u = problem.empty(splits, problem.places, geometry.groups * geometry.out_channels)
+            partial_squares = problem.empty(splits, geometry.groups * problem.places)
+        arguments = {
+            **own, **self._results(), "partial_u": partial_u, "partial_squares": partial_squares,
+            "plane": self._plane(tile), "tiles_o": blocks, "splits": splits, "BLOCK_O": tile.outputs,
+            "BLOCK_K": tile.depth, "SQUARES": tile.squares, "PLACES_FIRST": tile.places_first,
+            "PRECISION": problem.precision,
+            **problem.geometry_arguments("batch", "in_extent", "extent", "IN_CHANNELS", "OUT_CHANNELS", "GROUPS",
+                                         *CONSTANTS, "INDEX"),
+        }  # fmt: skip
+        problem.issue(Launch(kernel, (programs, splits), arguments, tile.warps, tile.stages))
+        if partial_u is not None:
+            channels = geometry.groups * geometry.out_channels
+            steps_of_u = {
+                "u_split": problem.places * channels, "u_image": geometry.pixels * channels, "u_channel": 1,
+                "u_pixel": channels,
+            }  # fmt: skip
+            self._epilogue(partial_u, partial_squares, steps_of_u, splits, plane=False)
+
+    def _depthwise(self, tile: Tile) -> None:
+        problem, geometry = self.problem, self.geometry
+        blocks = ceil(geometry.groups * geometry.out_channels / tile.outputs)
+        strides = problem.w.named("w", WEIGHT_AXES)
+        arguments = {
+            "x": problem.x.tensor, "w": problem.w.tensor, **self._results(), **problem.x.named("x"),
+            "w_output": strides["w_output"], "w_tap": strides["w_tap"], "tiles_o": blocks, "TILE": tile.places,
+            "BLOCK_O": tile.outputs,
+            **problem.geometry_arguments("batch", "in_extent", "extent", "OUT_CHANNELS", "GROUPS", *CONSTANTS, "INDEX"),
+        }  # fmt: skip
+        grid = (ceil(problem.places / tile.places) * blocks,)
+        problem.issue(Launch(kernels.forward_depthwise, grid, arguments, tile.warps, tile.stages))
+
+    def _hybrid(self, tile: Tile) -> None:
+        u = operand(convolution.forward(self.problem))
+        self._epilogue(u.tensor, sum_of_squares(self.problem), {"u_split": 0, **u.named("u")}, 1, plane=True)
+
+    def _epilogue(
+        self, u: Tensor, squares: Tensor | None, strides: dict[str, int], splits: int, *, plane: bool
+    ) -> None:
+        problem, geometry = self.problem, self.geometry
+        block = width(geometry.out_channels)
+        blocks = ceil(geometry.out_channels / block)
+        arguments = {
+            "u": u, "squares": squares, **self._results(), **strides, "tiles_o": blocks, "splits": splits,
+            "TILE": PLACES, "BLOCK_O": block, "PLANE": plane,
+            **problem.geometry_arguments("batch", "in_extent", "extent", "OUT_CHANNELS", "GROUPS", *CONSTANTS, "INDEX"),
+        }  # fmt: skip
+        grid = (ceil(problem.places / PLACES) * geometry.groups * blocks,)
+        problem.issue(Launch(epilogue.forward_epilogue, grid, arguments))
+
+
+def sum_of_squares(problem: Problem) -> Tensor:
+    """The plane [N, groups, pixels] of squares summed over a group's channels."""
+    geometry = problem.geometry
+    plane = problem.empty(geometry.batch, geometry.groups, geometry.in_pixels)
+    arguments = {
+        "x": problem.x.tensor, "plane": plane, "pixels": geometry.in_pixels, **problem.x.named("x"), "TILE": PLACES,
+        "BLOCK": width(geometry.in_channels), **problem.geometry_arguments("batch", "IN_CHANNELS", "GROUPS", "INDEX"),
+    }  # fmt: skip
+    grid = (ceil(problem.in_places / PLACES) * geometry.groups,)
+    problem.issue(Launch(epilogue.sum_of_squares, grid, arguments))
+    return plane

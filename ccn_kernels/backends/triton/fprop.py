@@ -1,0 +1,355 @@
+"""The forward pass in one kernel: implicit GEMM, squares of the patch in the same loop, division, scale, bias, ReLU.
+
+Three mainloops: ``descriptor`` (boxes of pixels brought by the tensor memory accelerator, padding for free),
+``gather`` (pointers: any strides, channels and groups), ``depthwise`` (one input channel a group, no matrix product).
+"""
+
+import triton
+import triton.language as tl
+
+from .indexing import coordinates, once, patch_squares, reciprocal_divisor, source_pixel, window_start, write_output
+
+LARGE = tl.constexpr(32768)  # elements of a tile that is written in parts
+
+
+@triton.jit
+def load_box(image, position, channel, tap, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+             DILATION: tl.constexpr, CHANNELS: tl.constexpr, BOX: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """What one tap of a box of output pixels reads, [places, BLOCK channels]; zeros outside the image.
+
+    ``position``: (image, row, column) of the box. Under a stride the descriptor's axes are
+    [N, H / stride, stride, W / stride, stride * C], so that every read is of neighbours.
+    """
+    row = (tap // KERNEL[2]) * DILATION[1] - PADDING[1]
+    column = (tap % KERNEL[2]) * DILATION[2] - PADDING[2]
+    if STRIDE[1] == 1 and STRIDE[2] == 1:
+        box = image.load([position[0], position[1] + row, position[2] + column, channel])
+    else:
+        # shifted by a multiple of the stride, so that no division meets a negative number
+        row += (PADDING[1] + STRIDE[1] - 1) // STRIDE[1] * STRIDE[1]
+        column += (PADDING[2] + STRIDE[2] - 1) // STRIDE[2] * STRIDE[2]
+        height = position[1] + row // STRIDE[1] - (PADDING[1] + STRIDE[1] - 1) // STRIDE[1]
+        width = position[2] + column // STRIDE[2] - (PADDING[2] + STRIDE[2] - 1) // STRIDE[2]
+        folded = column % STRIDE[2] * CHANNELS + channel
+        box = image.load([position[0], height, row % STRIDE[1], width, folded])
+    return tl.reshape(box, (BOX[0] * BOX[1] * BOX[2], BLOCK))
+
+
+@triton.jit
+def box_places(position, BOX: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr):
+    """(image, row, column) of each place of one of the equal parts of a box. [places / PARTS]"""
+    count: tl.constexpr = BOX[0] * BOX[1] * BOX[2] // PARTS
+    index = PART * count + tl.arange(0, count)
+    image = position[0] + index // (BOX[1] * BOX[2])
+    return image, position[1] + index // BOX[2] % BOX[1], position[2] + index % BOX[2]
+
+
+@triton.jit
+def tile_position(tile, tiles_h, tiles_w, BOX: tl.constexpr):
+    """(image, row, column) of a box, by its number."""
+    column = tile % tiles_w * BOX[2]
+    row = tile // tiles_w % tiles_h * BOX[1]
+    return tile // (tiles_w * tiles_h) * BOX[0], row, column
+
+
+@triton.jit
+def sum_over_axis(squares, AXIS: tl.constexpr, BOX: tl.constexpr, KERNEL: tl.constexpr, PADDING: tl.constexpr,
+                  DILATION: tl.constexpr):  # fmt: skip
+    """Box sums of squares [places] along an axis that the tile holds whole: 1 for rows, 2 for columns."""
+    apart: tl.constexpr = BOX[2] if AXIS == 1 else 1
+    taps: tl.constexpr = KERNEL[AXIS]
+    place = tl.arange(0, BOX[0] * BOX[1] * BOX[2])
+    at = place // apart % BOX[AXIS]
+    total = tl.zeros_like(squares)
+    for tap in tl.static_range(taps):
+        shift = tap * DILATION[AXIS] - PADDING[AXIS]
+        inside = (at + shift >= 0) & (at + shift < BOX[AXIS])
+        total += tl.where(inside, tl.gather(squares, tl.where(inside, place + shift * apart, place), 0), 0.0)
+    return total
+
+
+@triton.jit
+def squares_at_centre(x, position, first_channel, KERNEL: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+                      CHANNELS: tl.constexpr, BOX: tl.constexpr, BLOCK_K: tl.constexpr,
+                      WHOLE_ROWS: tl.constexpr):  # fmt: skip
+    """Squared patch norms of a tile that holds whole rows, or whole images: only the centre's taps are squared."""
+    blocks: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
+    rows: tl.constexpr = KERNEL[1] if WHOLE_ROWS else 1
+    first_row: tl.constexpr = 0 if WHOLE_ROWS else PADDING[1] // DILATION[1]
+    column: tl.constexpr = PADDING[2] // DILATION[2]
+    partial = tl.zeros((BOX[0] * BOX[1] * BOX[2], BLOCK_K), tl.float32)
+    for step in range(rows * blocks):
+        tap = (first_row + step // blocks) * KERNEL[2] + column
+        values = load_box(x, position, first_channel + step % blocks * BLOCK_K, tap, KERNEL, (1, 1, 1), PADDING,
+                          DILATION, CHANNELS, BOX, BLOCK_K).to(tl.float32)  # fmt: skip
+        partial += values * values
+    squares = tl.sum(partial, 1)
+    squares = sum_over_axis(squares, 2, BOX, KERNEL, PADDING, DILATION)
+    if not WHOLE_ROWS:
+        squares = sum_over_axis(squares, 1, BOX, KERNEL, PADDING, DILATION)
+    return squares
+
+
+@triton.jit
+def multiply(accumulator, x, w, PLACES_FIRST: tl.constexpr, PRECISION: tl.constexpr):
+    """One step: x [places, K], w [channels, K]. Either operand may be the left one."""
+    if PLACES_FIRST:
+        accumulator = tl.dot(x, tl.trans(w), accumulator, input_precision=PRECISION)
+    else:
+        accumulator = tl.dot(w, tl.trans(x), accumulator, input_precision=PRECISION)
+    return accumulator
+
+
+@triton.jit
+def output_channels(group, block, OUT_CHANNELS: tl.constexpr, BLOCK_O: tl.constexpr):
+    """Numbers of a block's channels among all output channels, and which of them belong to the group. [channels]"""
+    channel = block * BLOCK_O + tl.arange(0, BLOCK_O)
+    return group * OUT_CHANNELS + channel, channel < OUT_CHANNELS
+
+
+@triton.jit
+def share_of(steps, split, splits, WHOLE: tl.constexpr):
+    """(first step, steps) of a split. The compiler must see that there is one: else it also plans for none, moves the
+    accumulators there, and the assembler then runs the tensor cores' asynchronous products one by one."""
+    if WHOLE:
+        first = 0
+        count = steps
+    else:
+        first = split * (steps // splits) + tl.minimum(split, steps % splits)  # no product that could overflow
+        count = tl.maximum(steps // splits + (split < steps % splits), 1)
+    return first, count
+
+
+@triton.jit
+def halves(values):
+    """The first and the second half of a vector, or of a matrix's columns."""
+    if len(values.shape) == 1:
+        both = tl.trans(tl.reshape(values, (2, values.shape[0] // 2)))
+    else:
+        both = tl.permute(tl.reshape(values, (values.shape[0], 2, values.shape[1] // 2)), (0, 2, 1))
+    return tl.split(both)
+
+
+@triton.jit
+def write_quarters(u, inverse, y, quotient, bias, alpha, position, batch, extent, y_image, y_channel, y_pixel, channel,
+                   in_channels, HALF: tl.constexpr, BOX: tl.constexpr, RELU: tl.constexpr,
+                   INDEX: tl.constexpr):  # fmt: skip
+    """One half of a large tile, u [channels, places], in two parts: what they need for a moment fits the registers."""
+    u0, u1 = halves(u)
+    inverse0, inverse1 = halves(inverse)
+    for part in tl.static_range(2):
+        image, row, column = box_places(position, BOX, 2 * HALF + part, 4)
+        valid = (image < batch) & (row < extent[1]) & (column < extent[2])
+        where = image.to(INDEX) * y_image + (row * extent[2] + column) * y_pixel
+        write_output(tl.trans(u1 if part else u0), (inverse1 if part else inverse0)[:, None], y, quotient, bias, alpha,
+                     where, y_channel, channel, valid, in_channels, RELU)  # fmt: skip
+
+
+@triton.jit
+def write_tile(u, squares, y, quotient, norm, partial_u, partial_squares, bias, alpha, delta, image, pixel, batch,
+               pixels, y_image, y_channel, y_pixel, channel, in_channels, valid, split, group, block,
+               OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr, RELU: tl.constexpr, SHARED: tl.constexpr,
+               PLACES_FIRST: tl.constexpr):  # fmt: skip
+    """The finished tile; or, where K is split, this split's share of it in fp32.
+
+    Shares: partial_u [splits, N * pixels, O], partial_squares [splits, N, groups, pixels]. SHARED: each
+    split has squared its own steps alone. u is [places, channels] if PLACES_FIRST, else [channels, places].
+    """
+    place = (image * GROUPS + group) * pixels + pixel
+    if partial_u is None:
+        r = tl.sqrt_rn(squares)
+        inverse = once(reciprocal_divisor(r, delta))
+        where = image * y_image + pixel * y_pixel
+        if block == 0:
+            tl.store(norm + place, r, mask=valid)
+        if PLACES_FIRST:
+            write_output(u, inverse[:, None], y, quotient, bias, alpha, where, y_channel, channel, valid, in_channels,
+                         RELU)  # fmt: skip
+        else:
+            write_output(tl.trans(u), inverse[:, None], y, quotient, bias, alpha, where, y_channel, channel, valid,
+                         in_channels, RELU)  # fmt: skip
+    else:
+        if not PLACES_FIRST:
+            u = tl.trans(u)
+        row = tl.cast(split, tl.int64) * batch * pixels + image * pixels + pixel
+        mask = valid[:, None] & in_channels[None, :]
+        tl.store(partial_u + row[:, None] * (OUT_CHANNELS * GROUPS) + channel[None, :], u, mask=mask)
+        share = tl.cast(split, tl.int64) * batch * pixels * GROUPS
+        if not SHARED:
+            squares = tl.where(split == 0, squares, 0.0)
+        if block == 0:
+            tl.store(partial_squares + share + place, squares, mask=valid)
+
+
+@triton.jit(do_not_specialize=["batch", "splits", "tiles_o", "tiles_h", "tiles_w"])
+def forward_descriptor(
+    x, w, y, quotient, norm, partial_u, partial_squares, plane, bias, alpha, delta,
+    batch, in_extent, extent, y_image, y_channel, y_pixel, tiles_h, tiles_w, tiles_o, splits,
+    IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    BOX: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
+    PLACES_FIRST: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """x: descriptor (see load_box); w: descriptor [O, taps * C]; y, quotient, norm as in the operator.
+
+    SQUARES says where the norm comes from: the loop, the centre's taps of a tile that holds whole "rows" or "images",
+    or a "plane" of squares made before.
+    """
+    TILE: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
+    BLOCKS: tl.constexpr = (IN_CHANNELS + BLOCK_K - 1) // BLOCK_K
+    STEPS: tl.constexpr = BLOCKS * KERNEL[1] * KERNEL[2]
+    tile, split = tl.program_id(0), tl.program_id(1)
+    block_o = tile % tiles_o
+    group = tile // tiles_o % GROUPS
+    position = tile_position(tile // (tiles_o * GROUPS), tiles_h, tiles_w, BOX)
+
+    if SQUARES == "rows" or SQUARES == "images":  # first, while no accumulators crowd the registers
+        squares = squares_at_centre(x, position, group * IN_CHANNELS, KERNEL, PADDING, DILATION, IN_CHANNELS, BOX,
+                                    BLOCK_K, SQUARES == "rows")  # fmt: skip
+    u = tl.zeros((TILE, BLOCK_O) if PLACES_FIRST else (BLOCK_O, TILE), tl.float32)
+    partial = tl.zeros((TILE, BLOCK_K // 8), tl.float32)
+    first, count = share_of(STEPS, split, splits, partial_u is None)
+    for index in range(count):
+        step = first + index
+        tap = step // BLOCKS
+        k = step % BLOCKS * BLOCK_K
+        values = load_box(x, position, group * IN_CHANNELS + k, tap, KERNEL, STRIDE, PADDING, DILATION,
+                          IN_CHANNELS * GROUPS, BOX, BLOCK_K)  # fmt: skip
+        weights = w.load([group * OUT_CHANNELS + block_o * BLOCK_O, tap * IN_CHANNELS + k])
+        u = multiply(u, values, weights, PLACES_FIRST, PRECISION)
+        if SQUARES == "loop":
+            wide = values.to(tl.float32)
+            partial += tl.sum(tl.reshape(wide * wide, (TILE, BLOCK_K // 8, 8)), 2)
+
+    image, row, column = box_places(position, BOX, 0, 1)
+    valid = (image < batch) & (row < extent[1]) & (column < extent[2])
+    image = image.to(INDEX)
+    pixel = row * extent[2] + column
+    if SQUARES == "plane":
+        at = (tl.zeros_like(row), row, column)
+        source = plane + (image * GROUPS + group) * (in_extent[1] * in_extent[2])
+        squares = patch_squares(source, at, in_extent, valid, KERNEL, STRIDE, PADDING, DILATION)
+    elif SQUARES == "loop":
+        squares = tl.sum(partial, 1)
+
+    pixels = extent[1] * extent[2]
+    channel, in_channels = output_channels(group, block_o, OUT_CHANNELS, BLOCK_O)
+    if partial_u is None and not PLACES_FIRST and TILE * BLOCK_O >= LARGE:
+        r = tl.sqrt_rn(squares)
+        if block_o == 0:
+            tl.store(norm + (image * GROUPS + group) * pixels + pixel, r, mask=valid)
+        u0, u1 = halves(u)
+        inverse0, inverse1 = halves(once(reciprocal_divisor(r, delta)))
+        write_quarters(u0, inverse0, y, quotient, bias, alpha, position, batch, extent, y_image, y_channel, y_pixel,
+                       channel, in_channels, 0, BOX, RELU, INDEX)  # fmt: skip
+        write_quarters(u1, inverse1, y, quotient, bias, alpha, position, batch, extent, y_image, y_channel, y_pixel,
+                       channel, in_channels, 1, BOX, RELU, INDEX)  # fmt: skip
+    else:
+        write_tile(u, squares, y, quotient, norm, partial_u, partial_squares, bias, alpha, delta, image, pixel, batch,
+                   pixels, y_image, y_channel, y_pixel, channel, in_channels, valid, split, group, block_o,
+                   OUT_CHANNELS, GROUPS, RELU, SQUARES == "loop", PLACES_FIRST)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["batch", "splits", "tiles_o"])
+def forward_gather(
+    x, w, y, quotient, norm, partial_u, partial_squares, plane, bias, alpha, delta,
+    batch, in_extent, extent, x_image, x_channel, x_pixel, w_output, w_channel, w_tap, y_image, y_channel, y_pixel,
+    tiles_o, splits,
+    IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
+    PLACES_FIRST: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """x, w, y by their strides; K runs over taps, then channels. SQUARES: "loop" or "plane"."""
+    tile, split = tl.program_id(0), tl.program_id(1)
+    block_o = tile % tiles_o
+    group = tile // tiles_o % GROUPS
+    pixels = extent[0] * extent[1] * extent[2]
+    place = (tile // (tiles_o * GROUPS)).to(INDEX) * TILE + tl.arange(0, TILE)
+    valid = place < batch.to(INDEX) * pixels
+    image, pixel = place // pixels, place % pixels
+    at = coordinates(pixel, extent)
+    start = window_start(at, STRIDE, PADDING)
+    channel, in_channels = output_channels(group, block_o, OUT_CHANNELS, BLOCK_O)
+
+    u = tl.zeros((TILE, BLOCK_O) if PLACES_FIRST else (BLOCK_O, TILE), tl.float32)
+    partial = tl.zeros((TILE, BLOCK_K), tl.float32)
+    source = x + image * x_image + group * IN_CHANNELS * x_channel
+    weight = w + channel * w_output
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    ALIGNED: tl.constexpr = IN_CHANNELS % BLOCK_K == 0  # a block of K lies within one tap
+    STEPS: tl.constexpr = (TAPS * IN_CHANNELS + BLOCK_K - 1) // BLOCK_K
+    first, count = share_of(STEPS, split, splits, partial_u is None)
+    for index in range(count):
+        step = first + index
+        if ALIGNED:
+            tap = step // (IN_CHANNELS // BLOCK_K)
+            k = step % (IN_CHANNELS // BLOCK_K) * BLOCK_K + tl.arange(0, BLOCK_K)
+            in_pixel, inside = source_pixel(start, tap, in_extent, KERNEL, PADDING, DILATION)
+            x_offset = (in_pixel * x_pixel)[:, None] + (k * x_channel)[None, :]
+            x_mask = (inside & valid)[:, None]
+            w_offset = k * w_channel + tap * w_tap
+            w_mask = in_channels[:, None]
+        else:
+            flat = step * BLOCK_K + tl.arange(0, BLOCK_K)
+            tap, k = flat // IN_CHANNELS, flat % IN_CHANNELS
+            column = (start[0][:, None], start[1][:, None], start[2][:, None])
+            in_pixel, inside = source_pixel(column, tap[None, :], in_extent, KERNEL, PADDING, DILATION)
+            x_offset = in_pixel * x_pixel + (k * x_channel)[None, :]
+            x_mask = inside & valid[:, None] & (tap < TAPS)[None, :]
+            w_offset = k * w_channel + tap * w_tap
+            w_mask = in_channels[:, None] & (tap < TAPS)[None, :]
+        values = tl.load(source[:, None] + x_offset, mask=x_mask, other=0.0)
+        weights = tl.load(weight[:, None] + w_offset[None, :], mask=w_mask, other=0.0)
+        u = multiply(u, values, weights, PLACES_FIRST, PRECISION)
+        if SQUARES == "loop":
+            wide = values.to(tl.float32)
+            partial += wide * wide
+
+    if SQUARES == "plane":
+        in_pixels = in_extent[0] * in_extent[1] * in_extent[2]
+        squares = patch_squares(plane + (image * GROUPS + group) * in_pixels, at, in_extent, valid, KERNEL, STRIDE,
+                                PADDING, DILATION)  # fmt: skip
+    else:
+        squares = tl.sum(partial, 1)
+    write_tile(u, squares, y, quotient, norm, partial_u, partial_squares, bias, alpha, delta, image, pixel, batch,
+               pixels, y_image, y_channel, y_pixel, channel, in_channels, valid, split, group, block_o,
+               OUT_CHANNELS, GROUPS, RELU, SQUARES == "loop", PLACES_FIRST)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["batch", "tiles_o"])
+def forward_depthwise(
+    x, w, y, quotient, norm, bias, alpha, delta,
+    batch, in_extent, extent, x_image, x_channel, x_pixel, w_output, w_tap, y_image, y_channel, y_pixel, tiles_o,
+    OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_O: tl.constexpr, RELU: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """One input channel a group, OUT_CHANNELS output channels each: every channel has a norm of its own."""
+    tile = tl.program_id(0)
+    pixels = extent[0] * extent[1] * extent[2]
+    place = (tile // tiles_o).to(INDEX) * TILE + tl.arange(0, TILE)
+    valid = place < batch.to(INDEX) * pixels
+    image, pixel = place // pixels, place % pixels
+    channel = tile % tiles_o * BLOCK_O + tl.arange(0, BLOCK_O)
+    in_channels = channel < OUT_CHANNELS * GROUPS
+    group = channel // OUT_CHANNELS
+
+    u = tl.zeros((TILE, BLOCK_O), tl.float32)
+    squares = tl.zeros((TILE, BLOCK_O), tl.float32)
+    start = window_start(coordinates(pixel, extent), STRIDE, PADDING)
+    source = (x + image * x_image)[:, None] + (group * x_channel)[None, :]
+    for tap in range(KERNEL[0] * KERNEL[1] * KERNEL[2]):
+        in_pixel, inside = source_pixel(start, tap, in_extent, KERNEL, PADDING, DILATION)
+        mask = (inside & valid)[:, None] & in_channels[None, :]
+        values = tl.load(source + (in_pixel * x_pixel)[:, None], mask=mask, other=0.0).to(tl.float32)
+        weights = tl.load(w + channel * w_output + tap * w_tap, mask=in_channels, other=0.0).to(tl.float32)
+        u += values * weights[None, :]
+        squares += values * values
+
+    r = tl.sqrt_rn(squares)
+    mask = valid[:, None] & in_channels[None, :]
+    write_output(u, reciprocal_divisor(r, delta), y, quotient, bias, alpha, image * y_image + pixel * y_pixel,
+                 y_channel, channel, valid, in_channels, RELU)  # fmt: skip
+    place = ((image * GROUPS) * pixels + pixel)[:, None] + (group * pixels)[None, :]
+    tl.store(norm + place, r, mask=mask & (channel % OUT_CHANNELS == 0)[None, :])

@@ -1,0 +1,110 @@
+"""What the kernels share: which pixel a tap reads, patch norms, and the end of a forward pass.
+
+Spatial axes are always (depth, height, width): tuples of constants KERNEL, STRIDE, PADDING, DILATION, and of numbers
+``extent``. A pixel is numbered within its image, a place within the whole batch. Tiles are [places, channels].
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def coordinates(pixel, extent):
+    """(depth, height, width) of a pixel."""
+    return pixel // (extent[2] * extent[1]), pixel // extent[2] % extent[1], pixel % extent[2]
+
+
+@triton.jit
+def window_start(at, STRIDE: tl.constexpr, PADDING: tl.constexpr):
+    """(depth, height, width) where the window of the output at ``at`` starts; it may lie in the padding."""
+    return at[0] * STRIDE[0] - PADDING[0], at[1] * STRIDE[1] - PADDING[1], at[2] * STRIDE[2] - PADDING[2]
+
+
+@triton.jit
+def source_pixel(start, tap, extent, KERNEL: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr):
+    """The input pixel that a tap of the window at ``start`` reads, and whether it lies in the image.
+
+    The pixel is a sum of what depends on the window and what depends on the tap: cheap when they are broadcast.
+    """
+    depth = tap // (KERNEL[2] * KERNEL[1]) * DILATION[0]
+    height = tap // KERNEL[2] % KERNEL[1] * DILATION[1]
+    width = tap % KERNEL[2] * DILATION[2]
+    first = (start[0] * extent[1] + start[1]) * extent[2] + start[2]
+    inside = (start[2] + width >= 0) & (start[2] + width < extent[2])
+    if KERNEL[1] > 1 or PADDING[1] > 0:
+        inside = inside & (start[1] + height >= 0) & (start[1] + height < extent[1])
+    if KERNEL[0] > 1 or PADDING[0] > 0:
+        inside = inside & (start[0] + depth >= 0) & (start[0] + depth < extent[0])
+    return first + ((depth * extent[1] + height) * extent[2] + width), inside
+
+
+@triton.jit
+def seeing_pixel(at, tap, extent, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+                 DILATION: tl.constexpr):  # fmt: skip
+    """The output pixel whose tap reads the input at ``at``, and whether there is one."""
+    depth = at[0] + (PADDING[0] - tap // (KERNEL[2] * KERNEL[1]) * DILATION[0])
+    height = at[1] + (PADDING[1] - tap // KERNEL[2] % KERNEL[1] * DILATION[1])
+    width = at[2] + (PADDING[2] - tap % KERNEL[2] * DILATION[2])
+    seen = (depth >= 0) & (height >= 0) & (width >= 0)
+    if STRIDE[0] * STRIDE[1] * STRIDE[2] > 1:
+        seen = seen & (depth % STRIDE[0] == 0) & (height % STRIDE[1] == 0) & (width % STRIDE[2] == 0)
+        depth, height, width = depth // STRIDE[0], height // STRIDE[1], width // STRIDE[2]
+    seen = seen & (depth < extent[0]) & (height < extent[1]) & (width < extent[2])
+    return (depth * extent[1] + height) * extent[2] + width, seen
+
+
+@triton.jit
+def reciprocal_divisor(norm, delta):
+    """1 / d, where d = norm + delta. With delta = 0 the quotient of an empty patch is 0."""
+    divisor = norm + delta
+    return tl.where(divisor == 0, 0.0, 1.0 / tl.where(divisor == 0, 1.0, divisor))
+
+
+@triton.jit
+def once(values):
+    """The same values [places]. The compiler moves no arithmetic across this gather: without it, it repeats roots and
+    divisions for every element of a tile that needs one a place."""
+    return tl.gather(values, tl.arange(0, values.shape[0]), 0)
+
+
+@triton.jit
+def patch_squares(plane, at, extent, valid, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+                  DILATION: tl.constexpr):  # fmt: skip
+    """Box sums of an image's plane of squares: the squared norm of each patch. [places]"""
+    start = window_start(at, STRIDE, PADDING)
+    squares = tl.zeros(valid.shape, tl.float32)
+    for tap in range(KERNEL[0] * KERNEL[1] * KERNEL[2]):
+        pixel, inside = source_pixel(start, tap, extent, KERNEL, PADDING, DILATION)
+        squares += tl.load(plane + pixel, mask=inside & valid, other=0.0)
+    return squares
+
+
+@triton.jit
+def transposed_box(q, at, extent, valid, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+                   DILATION: tl.constexpr):  # fmt: skip
+    """For each input pixel, the sum of an image's q over the patches that hold it. [places]"""
+    total = tl.zeros(valid.shape, tl.float32)
+    for tap in range(KERNEL[0] * KERNEL[1] * KERNEL[2]):
+        pixel, seen = seeing_pixel(at, tap, extent, KERNEL, STRIDE, PADDING, DILATION)
+        total += tl.load(q + pixel, mask=seen & valid, other=0.0)
+    return total
+
+
+@triton.jit
+def write_output(u, inverse, y, quotient, bias, alpha, where, y_channel, channel, valid, in_channels,
+                 RELU: tl.constexpr):  # fmt: skip
+    """Division (by 1 / inverse), scale, bias and ReLU of u [places, channels]; inverse broadcasts to it.
+
+    ``where`` [places]: offsets of the places in y and quotient; ``channel`` [channels]: which of all output channels.
+    """
+    mask = valid[:, None] & in_channels[None, :]
+    offset = where[:, None] + (channel * y_channel)[None, :]
+    z = u * inverse
+    result = z * tl.load(alpha).to(tl.float32)
+    if bias is not None:
+        result += tl.load(bias + channel, mask=in_channels, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        result = tl.where(result < 0, 0.0, result)  # NaN stays
+    tl.store(y + offset, result.to(y.dtype.element_ty), mask=mask)
+    if quotient is not None:
+        tl.store(quotient + offset, z.to(quotient.dtype.element_ty), mask=mask)

@@ -1,0 +1,121 @@
+"""The weight's gradient: e^T x a tap, K (the places) split into shares that are added in a fixed order.
+
+The reduction also scales by alpha, narrows, and forms the gradient of alpha, <W, dW / alpha>.
+"""
+
+import triton
+import triton.language as tl
+
+from .dgrad import undo_scale
+from .fprop import load_box, share_of, tile_position
+from .indexing import coordinates, source_pixel, window_start
+
+
+@triton.jit(do_not_specialize=["tiles", "tiles_h", "tiles_w", "splits"])
+def wgrad_descriptor(
+    e, x, partial, tiles, tiles_h, tiles_w, tiles_o, tiles_c, splits,
+    IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    BOX: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, LINEAR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """e, x: descriptors (x as load_box reads it); partial [splits, O, taps, C] fp32. One tap a program.
+
+    LINEAR: the boxes follow each other in memory, so e is a matrix [places, O]: without a change of shape, the tensor
+    cores take it from shared memory.
+    """
+    TAPS: tl.constexpr = KERNEL[1] * KERNEL[2]
+    TILE: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
+    program, split = tl.program_id(0), tl.program_id(1)
+    block_c = program % tiles_c
+    block_o = program // tiles_c % tiles_o
+    tap = program // (tiles_c * tiles_o) % TAPS
+    group = program // (tiles_c * tiles_o * TAPS)
+
+    gradient = tl.zeros((BLOCK_O, BLOCK_C), tl.float32)
+    first, count = share_of(tiles, split, splits, False)
+    for index in range(count):
+        position = tile_position(first + index, tiles_h, tiles_w, BOX)
+        output = group * OUT_CHANNELS + block_o * BLOCK_O
+        if LINEAR:
+            errors = e.load([(first + index) * TILE, output])
+        else:
+            errors = tl.reshape(e.load([position[0], position[1], position[2], output]), (TILE, BLOCK_O))
+        values = load_box(x, position, group * IN_CHANNELS + block_c * BLOCK_C, tap, KERNEL, STRIDE, PADDING, DILATION,
+                          IN_CHANNELS * GROUPS, BOX, BLOCK_C)  # fmt: skip
+        gradient = tl.dot(tl.trans(errors), values, gradient, input_precision=PRECISION)
+
+    output = block_o * BLOCK_O + tl.arange(0, BLOCK_O)
+    channel = block_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    row = ((split * GROUPS + group) * OUT_CHANNELS + output).to(tl.int64)
+    where = ((row * TAPS + tap) * IN_CHANNELS)[:, None] + channel[None, :]
+    mask = (output < OUT_CHANNELS)[:, None] & (channel < IN_CHANNELS)[None, :]
+    tl.store(partial + where, gradient, mask=mask)
+
+
+@triton.jit(do_not_specialize=["batch", "splits"])
+def wgrad_gather(
+    e, x, partial, batch, in_extent, extent, e_image, e_channel, e_pixel, x_image, x_channel, x_pixel,
+    tiles_o, tiles_k, splits,
+    IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """e, x by their strides; columns run over taps, then the group's input channels."""
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    program, split = tl.program_id(0), tl.program_id(1)
+    block_k = program % tiles_k
+    block_o = program // tiles_k % tiles_o
+    group = program // (tiles_k * tiles_o)
+    column = block_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    tap, channel = column // IN_CHANNELS, column % IN_CHANNELS
+    output = block_o * BLOCK_O + tl.arange(0, BLOCK_O)
+    pixels = extent[0] * extent[1] * extent[2]
+    places = batch.to(INDEX) * pixels
+    tiles = (places + TILE - 1) // TILE
+    sources = x + (group * IN_CHANNELS + channel) * x_channel
+    errors = e + (group * OUT_CHANNELS + output) * e_channel
+
+    gradient = tl.zeros((BLOCK_O, BLOCK_K), tl.float32)
+    first, count = share_of(tiles, split, splits, False)
+    for index in range(count):
+        place = tl.cast(first + index, INDEX) * TILE + tl.arange(0, TILE)
+        valid = place < places
+        image, pixel = place // pixels, place % pixels
+        at = coordinates(pixel, extent)
+        start = window_start((at[0][:, None], at[1][:, None], at[2][:, None]), STRIDE, PADDING)
+        in_pixel, inside = source_pixel(start, tap[None, :], in_extent, KERNEL, PADDING, DILATION)
+        values = tl.load(sources[None, :] + ((image * x_image)[:, None] + in_pixel * x_pixel),
+                         mask=inside & valid[:, None] & (tap < TAPS)[None, :], other=0.0)  # fmt: skip
+        error = tl.load(errors[None, :] + (image * e_image + pixel * e_pixel)[:, None],
+                        mask=valid[:, None] & (output < OUT_CHANNELS)[None, :], other=0.0)  # fmt: skip
+        gradient = tl.dot(tl.trans(error), values, gradient, input_precision=PRECISION)
+
+    row = ((split * GROUPS + group) * OUT_CHANNELS + output).to(tl.int64)
+    where = (row * (TAPS * IN_CHANNELS))[:, None] + column[None, :]
+    mask = (output < OUT_CHANNELS)[:, None] & (column < TAPS * IN_CHANNELS)[None, :]
+    tl.store(partial + where, gradient, mask=mask)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def wgrad_reduce(
+    partial, w, dw, dalpha, alpha, scale, count, splits, partial_split, partial_output, partial_channel, partial_tap,
+    w_output, w_channel, w_tap, dw_output, dw_channel, dw_tap,
+    IN_CHANNELS: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dW = alpha * (sum of the shares), count elements; dalpha [programs]: each program's part of <W, dW / alpha>."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < count
+    channel, tap, output = index % IN_CHANNELS, index // IN_CHANNELS % TAPS, index // (IN_CHANNELS * TAPS)
+    source = partial + output * partial_output + channel * partial_channel + tap * partial_tap
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in range(splits):
+        total += tl.load(source + tl.cast(split, tl.int64) * partial_split, mask=mask, other=0.0).to(tl.float32)
+    result = total * undo_scale(alpha, scale)
+    where = output * dw_output + channel * dw_channel + tap * dw_tap
+    tl.store(dw + where, result.to(dw.dtype.element_ty), mask=mask)
+    if dalpha is not None:
+        where = output * w_output + channel * w_channel + tap * w_tap
+        weight = tl.load(w + where, mask=mask, other=0.0).to(tl.float32)
+        if scale is not None:
+            total = total / tl.load(scale)
+        tl.store(dalpha + tl.program_id(0), tl.sum(weight * total, 0))
