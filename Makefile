@@ -2,15 +2,27 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
+OLDEST := .venv-triton-3.6
+INTERPRETED := TRITON_INTERPRET=1 OMP_WAIT_POLICY=passive PYTHONPATH=$(CURDIR)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test lint dist bench abi-check clean
+.PHONY: demo test test-triton test-oldest-triton kernels lint dist bench gpu abi-check clean
 
 demo: $(VENV)/built  ## trains and attacks plain and compact networks on digits, prints a table, draws a picture
 	$(VENV)/bin/ccn demo
 
-test: $(VENV)/built  ## the test suite
+test: $(VENV)/built test-triton  ## the test suite
 	OMP_WAIT_POLICY=passive $(PYTHON) -m pytest  # busy waiting costs dearly where cores are shared
+
+test-triton: $(VENV)/built  ## the Triton kernels in Triton's interpreter: no GPU needed
+	$(INTERPRETED) $(PYTHON) -m pytest tests/triton_backend
+
+test-oldest-triton: $(OLDEST)/deps  ## the same, and the offline compilation, under the oldest Triton that is supported
+	$(INTERPRETED) $(OLDEST)/bin/python -m pytest tests/triton_backend
+	for arch in sm_80 sm_90 sm_100; do $(OLDEST)/bin/python -m ccn_kernels kernels --check --arch $$arch || exit; done
+
+kernels: $(VENV)/built  ## every kernel that may be chosen, compiled for GPUs that need not be there: no spills
+	for arch in sm_80 sm_90 sm_100; do $(VENV)/bin/ccn kernels --check --arch $$arch || exit; done
 
 lint: $(VENV)/built
 	$(VENV)/bin/ruff check .
@@ -19,6 +31,9 @@ lint: $(VENV)/built
 
 bench: $(VENV)/built  ## the CPU ratios to F.conv2d, as a table and as benchmarks/results/*.json
 	$(PYTHON) benchmarks/cpu_ratios.py
+
+gpu:  ## tests and times on an NVIDIA GPU, by the python3 of an environment that has torch and triton; see GPU_ARGS=--help
+	python3 benchmarks/gpu.py $(GPU_ARGS)
 
 dist: $(VENV)/built  ## sdist and wheel, each installed and tried in an environment of its own
 	./tests/packaging/check_dist.sh
@@ -31,8 +46,14 @@ $(VENV)/deps: constraints.txt pyproject.toml
 	$(PIP) install -q -c constraints.txt torch numpy setuptools wheel ninja pybind11
 	touch $@
 
+$(OLDEST)/deps: constraints.txt constraints-triton-3.6.txt
+	python3 -m venv $(OLDEST)
+	grep -v -e '^numpy==' -e '^triton==' constraints.txt | cat - constraints-triton-3.6.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip --disable-pip-version-check install -q -c $(OLDEST)/constraints.txt torch numpy triton pytest
+	touch $@
+
 $(VENV)/built: $(VENV)/deps $(SOURCES)
-	$(PIP) install -q --no-build-isolation -c constraints.txt -e ".[robustness,dev]"
+	$(PIP) install -q --no-build-isolation -c constraints.txt -e ".[triton,robustness,dev]"
 	touch $@
 
 clean:

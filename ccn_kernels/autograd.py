@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from . import ops, reference
 from .spec import ConvSpec, without_autocast
@@ -14,11 +14,21 @@ def compact_conv(
     input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, spec: ConvSpec, backend: str
 ) -> Tensor:
     """A compact convolution by a backend with kernels; arguments are checked already."""
+    if not _differentiates():
+        with without_autocast(input.device.type):
+            return ops.compact_conv(input, weight, bias, alpha, spec, False, backend)[0]
     save_quotient = torch.is_grad_enabled() and _needs_quotient(
         input.requires_grad, weight.requires_grad, alpha.requires_grad, spec
     )
     with without_autocast(input.device.type):
         return CompactConvFunction.apply(input, weight, bias, alpha, spec, save_quotient, backend)[0]
+
+
+def _differentiates() -> bool:
+    """Whether anything may want a derivative, in whatever mode; a Function costs several times the operator's call."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return True
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _needs_quotient(input: bool, weight: bool, alpha: bool, spec: ConvSpec) -> bool:

@@ -19,6 +19,9 @@ CONFIGS = Path(__file__).parent / "configs"
 USER_TABLE = "CCN_TUNED"  # environment variable: a file of `ccn tune`, before the package's own
 SQUARES = ("loop", "rows", "images", "plane")
 LEAST = 16  # of each size of a product
+SHARED_LIMITS = {80: 166912, 90: 232448, 100: 232448, 103: 232448}  # bytes a block, by capability
+LEAST_SHARED = 101376  # where the above says nothing
+TENSOR_CORES = 80  # the first capability whose tensor cores Triton uses
 _BATCHES = (1, 4, 16, 64, 256)
 
 
@@ -160,6 +163,8 @@ def _descriptor_reason(tile: Tile, request: Request, device: Device) -> str | No
         return "the centre's taps do not hold every patch's squares"
     if box_of(tile.places, geometry, geometry.extent, tile.squares) is None:
         return f"{tile.places} places do not hold whole {tile.squares}"
+    if _shared_bytes(tile, request) > SHARED_LIMITS.get(device.capability, LEAST_SHARED):
+        return "it needs more shared memory than a block may have"
     if min(tile.outputs, tile.depth, tile.places) < LEAST:
         return f"the tensor cores take no fewer than {LEAST}"
     whole = {"forward": (geometry.in_channels, tile.depth), "dgrad": (geometry.out_channels, tile.depth)}
@@ -183,11 +188,20 @@ _EPILOGUE_BYTES_A_CYCLE = 16
 _SPLIT_CYCLES = 6000  # a launch and its tail
 
 
+def _shared_bytes(tile: Tile, request: Request) -> int:
+    """What the stages of the loop hold."""
+    size = 4 if request.dtype == "float32" else 2
+    operands = (tile.places + tile.outputs) * tile.depth
+    if request.kind == "wgrad":
+        operands = (tile.outputs + tile.depth) * tile.places
+    return tile.stages * operands * size
+
+
 def _forward(request: Request, device: Device) -> Tile:
     geometry = request.geometry
     if geometry.in_channels == 1 and geometry.groups > 1:
         return Tile("depthwise", places=32, outputs=64, warps=4, stages=1)
-    if _needs_ieee(request, device):
+    if _is_cudnns(request, device) and not can_run(HYBRID, request, device):
         return HYBRID
     best = _best_product(request, device, geometry.in_channels, geometry.out_channels)
     return best or _gather(request, device)
@@ -195,18 +209,19 @@ def _forward(request: Request, device: Device) -> Tile:
 
 def _dgrad(request: Request, device: Device) -> Tile:
     geometry = request.geometry
-    if _needs_ieee(request, device):
+    if _is_cudnns(request, device):
         return HYBRID
     return _best_product(request, device, geometry.out_channels, geometry.in_channels) or HYBRID
 
 
 def _wgrad(request: Request, device: Device) -> Tile:
     geometry = request.geometry
-    if _needs_ieee(request, device):
+    if _is_cudnns(request, device):
         return HYBRID
     for tile in (Tile("descriptor", *sizes, splits=0) for sizes in _WGRADS):
         fits = tile.outputs <= _width(geometry.out_channels, 64) and tile.depth <= _width(geometry.in_channels, 64)
-        if fits and not can_run(tile, request, device):
+        large = tile.outputs * tile.depth > 128 * 128 and device.capability != 90  # spills elsewhere
+        if fits and not large and not can_run(tile, request, device):
             return tile
     if geometry.groups == 1 and geometry.in_channels * geometry.taps <= 64:
         return Tile("gather", 64, min(64, _width(geometry.out_channels)), 32, warps=4, stages=3, splits=0)
@@ -277,9 +292,10 @@ def predict(tile: Tile, request: Request, device: Device) -> float:
     return waves * one + (again if tile.splits > 1 else 0.0)
 
 
-def _needs_ieee(request: Request, device: Device) -> bool:
-    """Whether products must be exact fp32, which tensor cores do not give: cuDNN's part, unless interpreted."""
-    return request.dtype == "float32" and request.precision == "ieee" and not device.is_interpreter
+def _is_cudnns(request: Request, device: Device) -> bool:
+    """Whether Triton has no tensor cores for the product: it is exact fp32, or the GPU is too old for them."""
+    exact = request.dtype == "float32" and request.precision == "ieee"
+    return (exact and not device.is_interpreter) or device.capability < TENSOR_CORES
 
 
 def _depth(channels: int, request: Request, most: int = 64) -> int:
@@ -297,7 +313,10 @@ def _width(channels: int, least: int = 16) -> int:
 def _gather(request: Request, device: Device) -> Tile:
     geometry = request.geometry
     depth = geometry.in_channels * geometry.taps
-    tile = Tile("gather", 64, min(64, _width(geometry.out_channels)), min(32, _width(depth)), warps=4, stages=3)
+    sizes = (64, min(64, _width(geometry.out_channels)), min(32, _width(depth)))
+    if device.capability < TENSOR_CORES:
+        sizes = (32, 32, 16)
+    tile = Tile("gather", *sizes, warps=4, stages=3)
     blocks = geometry.groups * math.ceil(geometry.out_channels / tile.outputs)
     programs = blocks * math.ceil(geometry.batch * geometry.pixels / tile.places)
     return dataclasses.replace(tile, splits=max(1, min(8, device.processors // programs)))

@@ -22,8 +22,7 @@ from .forward_pass import Forward
 from .launch import Launch, Problem
 from .workloads import LAYERS, Layer
 
-ARCHITECTURES = {"sm_80": 80, "sm_86": 86, "sm_89": 89, "sm_90": 90, "sm_100": 100}
-SHARED_LIMITS = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}  # bytes a block
+ARCHITECTURES = {f"sm_{capability}": capability for capability in (75, 80, 86, 89, 90, 100, 120)}
 PROCESSORS = 132  # of the GPU that is not there: an H200's
 DTYPES = ("bfloat16", "tf32")
 _SHOWN = ("BOX", "TILE", "BLOCK", "BLOCK_O", "BLOCK_C", "BLOCK_K", "SQUARES", "PLACES_FIRST", "PRECISION")
@@ -45,7 +44,12 @@ def report(arch: str, dtypes: Sequence[str] = DTYPES) -> Iterator[dict[str, Any]
     """A row for every kernel that the chosen tiles compile to: kernel, config, and Report's fields.
 
     Chosen are those of `workloads.LAYERS` on a GPU that no table knows, and those of every table's layers.
+
+    Raises:
+        ValueError: the architecture is not among ``ARCHITECTURES``.
     """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch must be one of {', '.join(ARCHITECTURES)}, got {arch!r}")
     capability = ARCHITECTURES[arch]
     seen = set()
     for device, layers in _chosen(capability):
@@ -76,7 +80,7 @@ def faults(row: dict[str, Any], arch: str) -> list[str]:
         found.append(f"spills {row['spills']} bytes")
     if row["serialized"]:
         found.append("its asynchronous products run one by one")
-    if row["shared_bytes"] > SHARED_LIMITS[ARCHITECTURES[arch]]:
+    if row["shared_bytes"] > config.SHARED_LIMITS.get(ARCHITECTURES[arch], config.LEAST_SHARED):
         found.append(f"needs {row['shared_bytes']} bytes of shared memory")
     if arch == "sm_90" and row["kernel"].endswith("_descriptor") and not row["wgmma"]:
         found.append("has no wgmma")
