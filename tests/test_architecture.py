@@ -39,10 +39,12 @@ ALLOWED = {
     "backends.triton.convolution": {"backends.triton.launch"},
     "backends.triton.forward_pass": TRITON_KERNELS | TRITON_LAUNCHES,
     "backends.triton.backward_pass": TRITON_KERNELS | TRITON_LAUNCHES,
+    "backends.triton.replay": TRITON_PASSES_ALONE | {"backends.triton.config", "backends.triton.launch", "spec"},
     "backends.triton.workloads": {"spec"},
     "backends.triton.offline": TRITON_PASSES,
     "backends.triton.tune": TRITON_PASSES | {"files"},
-    "backends.triton": {"spec", "backends.triton.config", "backends.triton.launch"} | TRITON_PASSES_ALONE,
+    "backends.triton": {"spec", "backends.triton.config", "backends.triton.launch", "backends.triton.replay"}
+    | TRITON_PASSES_ALONE,
     "backends": {"spec", "backends.cpu", "backends.cuda", "backends.reference", "backends.triton"},
     "ops": {"backends", "spec"},
     "autograd": {"ops", "reference", "spec"},

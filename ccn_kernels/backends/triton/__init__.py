@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,16 +72,20 @@ def device(index: int | None) -> Device:
     return Device(properties.name, capability, properties.multi_processor_count)
 
 
+def _on(input: Tensor) -> AbstractContextManager:
+    """Makes the input's GPU the current one, which is where Triton launches."""
+    elsewhere = input.is_cuda and input.device.index != torch.cuda.current_device()
+    return torch.cuda.device(input.device) if elsewhere else nullcontext()
+
+
 def forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, spec: ConvSpec, save_quotient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, quotient and norm."""
-    from .forward_pass import Forward
-    from .launch import Problem
+    from . import replay
 
-    with torch.cuda.device_of(input):
-        problem = Problem(input, weight, spec, device(input.device.index))
-        return Forward(problem, bias, alpha, save_quotient).run()
+    with _on(input):
+        return replay.forward((input, weight, bias, alpha), spec, save_quotient, device(input.device.index))
 
 
 def backward(
@@ -99,6 +104,6 @@ def backward(
     from .backward_pass import Backward
     from .launch import Problem
 
-    with torch.cuda.device_of(input):
+    with _on(input):
         problem = Problem(input, weight, spec, device(input.device.index))
         return Backward(problem, grad, bias, alpha, output, quotient, norm, mask).run()

@@ -37,6 +37,7 @@ class Forward:
         self.y = operand(y)
         self.quotient = torch.empty_like(y) if save_quotient else None
         self.norm = problem.empty(geometry.batch, geometry.groups, *problem.shape[2:])
+        self.is_replayable = True  # whether launches are all that it does
 
     def run(self) -> tuple[Tensor, Tensor, Tensor]:
         if self.y.tensor.numel():
@@ -119,6 +120,7 @@ class Forward:
         problem.issue(Launch(kernels.forward_depthwise, grid, arguments, tile.warps, tile.stages))
 
     def _hybrid(self, tile: Tile) -> None:
+        self.is_replayable = False
         u = operand(convolution.forward(self.problem))
         self._epilogue(u.tensor, sum_of_squares(self.problem), {"u_split": 0, **u.named("u")}, 1, plane=True)
 

@@ -36,8 +36,9 @@ class Launch(NamedTuple):
     def options(self) -> dict[str, Any]:
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
-    def run(self) -> None:
-        self.kernel[self.grid](**self.arguments, **self.options)
+    def run(self) -> Any:
+        """Launches it; returns the compiled kernel (the interpreter has none)."""
+        return self.kernel[self.grid](**self.arguments, **self.options)
 
 
 class Operand(NamedTuple):
@@ -121,7 +122,7 @@ class Problem:
         weight: Tensor,
         spec: ConvSpec,
         device: Device,
-        issue: Callable[[Launch], None] = Launch.run,
+        issue: Callable[[Launch], Any] = Launch.run,
         tiles: dict[str, Tile] | None = None,
     ) -> None:
         self.geometry = geometry_of(input, weight, spec)
@@ -130,6 +131,7 @@ class Problem:
         self.format = memory_format(input, weight)
         self.precision = fp32_precision(spec)
         self.shape = (input.shape[0], weight.shape[0], *output_size(spec, input, weight))
+        self.buffers: list[Tensor] = []  # what was allocated for kernels
         self._tiles = tiles or {}
 
     @property
@@ -188,7 +190,8 @@ class Problem:
         return max(1, min(tile.splits or self.device.processors // programs, most))
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.x.tensor.new_empty(shape, dtype=dtype)
+        self.buffers.append(self.x.tensor.new_empty(shape, dtype=dtype))
+        return self.buffers[-1]
 
     def geometry_arguments(self, *names: str) -> dict[str, Any]:
         """What kernels call the constants of the geometry; of those, the ones named."""
