@@ -205,6 +205,8 @@ def test_forward_mode_works_in_the_reference_and_is_refused_clearly_elsewhere(ba
         duals = [forward_ad.make_dual(*pair) for pair in zip(problem.operands, tangents, strict=True)]
         with pytest.raises((RuntimeError, NotImplementedError), match=r"forward|jvp"):
             call(*duals)
+        with torch.no_grad(), pytest.raises((RuntimeError, NotImplementedError), match=r"forward|jvp"):
+            call(*duals)  # no_grad turns reverse mode off alone: tangents must not be lost in silence
 
 
 def test_a_step_on_a_gradient_penalty_lowers_it(backend):

@@ -188,6 +188,11 @@ _EPILOGUE_BYTES_A_CYCLE = 16
 _SPLIT_CYCLES = 6000  # a launch and its tail
 
 
+def resident(tile: Tile) -> int:
+    """How many programs of a wgrad one processor holds at a time: as many as its registers have accumulators for."""
+    return max(1, min(4, 2 * 128 * 128 // (tile.outputs * tile.depth)))
+
+
 def _shared_bytes(tile: Tile, request: Request) -> int:
     """What the stages of the loop hold."""
     size = 4 if request.dtype == "float32" else 2

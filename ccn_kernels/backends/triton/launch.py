@@ -187,7 +187,8 @@ class Problem:
     def splits(self, tile: Tile, programs: int, steps: int) -> int:
         """How many shares a sum of so many steps is split into: as asked for, or so that no processor idles."""
         most = max(1, steps // LEAST_STEPS)
-        return max(1, min(tile.splits or self.device.processors // programs, most))
+        filling = self.device.processors * config.resident(tile) // programs
+        return max(1, min(tile.splits or filling, most))
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         self.buffers.append(self.x.tensor.new_empty(shape, dtype=dtype))
