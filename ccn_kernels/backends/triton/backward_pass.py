@@ -30,6 +30,8 @@ from .launch import (
     width,
 )
 
+TOP = 2.0**14  # what the largest |e| in fp16 is scaled to: sums of it are fp32
+TOP_OF_CUDNN = 2.0**8  # where cuDNN narrows such a sum to fp16 again
 REDUCED = 1024  # weights a program of the reduction takes
 
 
@@ -52,7 +54,8 @@ class Backward:
         self.needs_input, self.needs_weight, self.needs_alpha, self.needs_bias = mask
         if output is not None and quotient is not None and quotient.stride() != output.stride():
             quotient = torch.empty_like(output).copy_(quotient)
-        if quotient is None and output is None and (self.needs_input or (self.needs_alpha and not self.needs_weight)):
+        alpha_alone = self.needs_alpha and not self.needs_weight
+        if quotient is None and (alpha_alone or (self.needs_input and output is None)):
             raise RuntimeError("quotient must be given for the gradients that output_mask asks for")
         saved = output if output is not None else quotient
         self.saved = None if saved is None else operand(saved)
@@ -60,6 +63,7 @@ class Backward:
             output = None if output is None else self.saved.tensor
             quotient = None if quotient is None else operand(quotient).tensor
         self.y, self.quotient, self.grad = output, quotient, operand(grad)
+        problem.reach = max(problem.reach, self.grad.reach)
         none = problem.empty(0, dtype=problem.dtype)
         self.d_input = self.d_bias = self.d_weight = none
         self.d_alpha = none.to(alpha.dtype)
@@ -68,7 +72,7 @@ class Backward:
                 problem.x.tensor.shape, dtype=problem.dtype, device=grad.device, memory_format=problem.format
             )
         if self.needs_weight:
-            self.d_weight = torch.empty_like(problem.w.tensor)
+            self.d_weight = torch.empty_like(problem.weight)
 
     def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.grad.tensor.numel() == 0 or self.problem.w.tensor.numel() == 0:
@@ -124,7 +128,9 @@ class Backward:
     def _scale(self, common: dict[str, Any], programs: int) -> Tensor:
         largest, scale = self.problem.empty(programs), self.problem.empty()
         self.problem.issue(Launch(epilogue.largest_error, (programs,), {**common, "largest": largest}))
-        arguments = {"largest": largest, "scale": scale, "count": programs, "BLOCK": REDUCED}
+        narrow = any(tile is not None and tile.kernel == "hybrid" for tile in self._tiles())
+        top = TOP_OF_CUDNN if narrow else TOP
+        arguments = {"largest": largest, "scale": scale, "count": programs, "TOP": top, "BLOCK": REDUCED}
         self.problem.issue(Launch(epilogue.error_scale, (1,), arguments))
         return scale
 
@@ -241,10 +247,11 @@ class Backward:
         splits = problem.splits(tile, programs, tiles)
         partial = self._shares(splits)
         linear = is_linear(box, geometry.extent)
+        x = boxed(problem.x, packed=not geometry.is_plain)
         arguments = {
             "e": place_descriptor(e, problem.places, (tile.places, tile.outputs)) if linear
             else image_descriptor(e, geometry.extent, ONES, box, tile.outputs),
-            "x": image_descriptor(boxed(problem.x), geometry.in_extent, geometry.stride, box, tile.depth),
+            "x": image_descriptor(x, geometry.in_extent, geometry.stride, box, tile.depth),
             "partial": partial, "tiles": tiles, "tiles_h": counts[1], "tiles_w": counts[2], "tiles_o": tiles_o,
             "tiles_c": tiles_c, "splits": splits, "LINEAR": linear, "BOX": box, "BLOCK_O": tile.outputs,
             "BLOCK_C": tile.depth, "PRECISION": problem.precision,

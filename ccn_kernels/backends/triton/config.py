@@ -125,28 +125,48 @@ def read(path: Path, device_name: str) -> list[dict[str, Any]]:
         content = json.loads(path.read_text())
         if content["device"] != device_name:
             return []
-        entries = [{**entry, "tile": Tile(**entry["tile"])} for entry in content["entries"]]
+        entries = [{**entry, "tile": _tile(entry["tile"])} for entry in content["entries"]]
         if not all(entry["kind"] in _HEURISTICS and isinstance(entry["key"], str) for entry in entries):
             raise KeyError("kind, key")
-    except (OSError, AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a table of tiles as `ccn tune` writes it: {error!r}") from error
     return entries
 
 
+def _tile(content: dict[str, Any]) -> Tile:
+    tile = Tile(**content)
+    for field in dataclasses.fields(tile):
+        value, expected = getattr(tile, field.name), type(getattr(HYBRID, field.name))
+        if type(value) is not expected:
+            raise TypeError(f"{field.name} must be of type {expected.__name__}, got {value!r}")
+    return tile
+
+
 def can_run(tile: Tile, request: Request, device: Device) -> str | None:
     """Why a tile cannot run a request; None if it can."""
-    geometry = request.geometry
-    if tile.kernel == "hybrid":
-        overflows = request.kind == "forward" and request.dtype == "float16"
-        return "the product overflows fp16 before it is divided" if overflows else None
-    if tile.kernel == "descriptor":
-        return _descriptor_reason(tile, request, device)
-    if tile.kernel == "depthwise":
-        fits = request.kind == "forward" and geometry.in_channels == 1
-        return None if fits else "it takes the forward pass with one input channel a group"
-    if tile.kernel == "gather":
-        return None if tile.squares in ("loop", "plane") else "it finds squares in the loop or in a plane"
-    return f"kernel must be descriptor, gather, depthwise or hybrid, got {tile.kernel!r}"
+    if tile.kernel not in _REASONS:
+        return f"kernel must be one of {', '.join(_REASONS)}, got {tile.kernel!r}"
+    return _REASONS[tile.kernel](tile, request, device) or _size_reason(tile)
+
+
+def _size_reason(tile: Tile) -> str | None:
+    if any(size < LEAST or size & (size - 1) for size in (tile.places, tile.outputs, tile.depth)):
+        return f"places, outputs and depth must be powers of two, no fewer than {LEAST}"
+    return None
+
+
+def _hybrid_reason(tile: Tile, request: Request, device: Device) -> str | None:
+    overflows = request.kind != "dgrad" and request.dtype == "float16"
+    return "the product overflows fp16 before it is scaled" if overflows else None
+
+
+def _depthwise_reason(tile: Tile, request: Request, device: Device) -> str | None:
+    fits = request.kind == "forward" and request.geometry.in_channels == 1
+    return None if fits else "it takes the forward pass with one input channel a group"
+
+
+def _gather_reason(tile: Tile, request: Request, device: Device) -> str | None:
+    return None if tile.squares in ("loop", "plane") else "it finds squares in the loop or in a plane"
 
 
 def _descriptor_reason(tile: Tile, request: Request, device: Device) -> str | None:
@@ -159,14 +179,14 @@ def _descriptor_reason(tile: Tile, request: Request, device: Device) -> str | No
         return "dgrad by descriptors takes stride 1"
     if request.kind == "wgrad" and request.dtype == "float32":
         return "TF32 products want the summed axis innermost, and here it is not"
+    if tile.squares not in SQUARES:
+        return f"squares must be one of {', '.join(SQUARES)}, got {tile.squares!r}"
     if tile.squares in ("rows", "images") and not squares_of_centre(geometry, tile.squares):
         return "the centre's taps do not hold every patch's squares"
     if box_of(tile.places, geometry, geometry.extent, tile.squares) is None:
         return f"{tile.places} places do not hold whole {tile.squares}"
     if _shared_bytes(tile, request) > SHARED_LIMITS.get(device.capability, LEAST_SHARED):
         return "it needs more shared memory than a block may have"
-    if min(tile.outputs, tile.depth, tile.places) < LEAST:
-        return f"the tensor cores take no fewer than {LEAST}"
     whole = {"forward": (geometry.in_channels, tile.depth), "dgrad": (geometry.out_channels, tile.depth)}
     channels, depth = whole.get(request.kind, (0, 1))
     if (geometry.groups > 1 or not geometry.is_plain) and channels % depth:
@@ -191,6 +211,14 @@ _SPLIT_CYCLES = 6000  # a launch and its tail
 def resident(tile: Tile) -> int:
     """How many programs of a wgrad one processor holds at a time: as many as its registers have accumulators for."""
     return max(1, min(4, 2 * 128 * 128 // (tile.outputs * tile.depth)))
+
+
+_REASONS = {
+    "descriptor": _descriptor_reason,
+    "gather": _gather_reason,
+    "depthwise": _depthwise_reason,
+    "hybrid": _hybrid_reason,
+}
 
 
 def _shared_bytes(tile: Tile, request: Request) -> int:
@@ -228,9 +256,15 @@ def _wgrad(request: Request, device: Device) -> Tile:
         large = tile.outputs * tile.depth > 128 * 128 and device.capability != 90  # spills elsewhere
         if fits and not large and not can_run(tile, request, device):
             return tile
-    if geometry.groups == 1 and geometry.in_channels * geometry.taps <= 64:
-        return Tile("gather", 64, min(64, _width(geometry.out_channels)), 32, warps=4, stages=3, splits=0)
+    narrow = geometry.groups == 1 and geometry.in_channels * geometry.taps <= 64
+    if narrow or can_run(HYBRID, request, device):
+        return _gather_of_wgrad(request, device)
     return HYBRID
+
+
+def _gather_of_wgrad(request: Request, device: Device) -> Tile:
+    outputs = min(64 if device.capability >= TENSOR_CORES else 32, _width(request.geometry.out_channels))
+    return Tile("gather", 64, outputs, 32, warps=4, stages=3, splits=0)
 
 
 _HEURISTICS = {"forward": _forward, "dgrad": _dgrad, "wgrad": _wgrad}
@@ -243,7 +277,7 @@ def candidates(request: Request, device: Device) -> list[Tile]:
         sums, outputs = outputs, sums
     if request.kind == "wgrad":
         tiles = [Tile("descriptor", *sizes, splits=0) for sizes in _WGRADS]
-        tiles.append(Tile("gather", 64, min(64, _width(outputs)), 32, warps=4, stages=3, splits=0))
+        tiles.append(_gather_of_wgrad(request, device))
     else:
         tiles = _products(request, sums, outputs)
         tiles += [dataclasses.replace(tile, squares="plane") for tile in tiles if tile.squares == "loop"]

@@ -33,7 +33,7 @@ def sum_of_squares(
     tl.store(plane + (image * GROUPS + group) * pixels + pixel, tl.sum(partial, 1), mask=valid)
 
 
-@triton.jit(do_not_specialize=["batch", "splits", "tiles_o"])
+@triton.jit(do_not_specialize=["batch", "splits", "u_split", "tiles_o"])
 def forward_epilogue(
     u, squares, y, quotient, norm, bias, alpha, delta,
     batch, in_extent, extent, u_split, u_image, u_channel, u_pixel, y_image, y_channel, y_pixel, tiles_o, splits,
@@ -103,15 +103,15 @@ def largest_error(
 
 
 @triton.jit(do_not_specialize=["count"])
-def error_scale(largest, scale, count, BLOCK: tl.constexpr):
-    """The power of two that brings the largest |e| to between 128 and 256: far from fp16's both ends."""
+def error_scale(largest, scale, count, TOP: tl.constexpr, BLOCK: tl.constexpr):
+    """The power of two that brings the largest |e| to between TOP / 2 and TOP."""
     most = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, count, BLOCK):
         index = first + tl.arange(0, BLOCK)
         most = tl.maximum(most, tl.load(largest + index, mask=index < count, other=0.0))
     top = tl.max(most, 0)
     usable = (top > 0) & (top < float("inf"))
-    exponent = tl.floor(tl.log2(256.0 / tl.where(usable, top, 256.0)))
+    exponent = tl.floor(tl.log2(TOP / tl.where(usable, top, TOP)))
     tl.store(scale, tl.exp2(tl.minimum(tl.maximum(exponent, -100.0), 100.0)))
 
 
@@ -165,7 +165,7 @@ def backward_prologue(
         tl.store(q + place, tl.where(r == 0, 0.0, moment * inverse / tl.where(r == 0, 1.0, r)), mask=valid)
 
 
-@triton.jit(do_not_specialize=["batch", "tiles_c", "splits"])
+@triton.jit(do_not_specialize=["batch", "tiles_c", "splits", "conv_split"])
 def input_epilogue(
     conv, x, q, dx, alpha, scale,
     batch, in_extent, extent, splits, conv_split, conv_image, conv_channel, conv_pixel, x_image, x_channel, x_pixel,

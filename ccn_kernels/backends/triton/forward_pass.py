@@ -61,7 +61,7 @@ class Forward:
         tiles = tiles_of(geometry.batch, geometry.extent, box)
         blocks = ceil(geometry.out_channels / tile.outputs)
         programs = tiles[0] * tiles[1] * tiles[2] * geometry.groups * blocks
-        x, w = boxed(problem.x), boxed(problem.w, packed=True)
+        x, w = boxed(problem.x, packed=not geometry.is_plain), boxed(problem.w, packed=True)
         arguments = {
             "x": image_descriptor(x, geometry.in_extent, geometry.stride, box, tile.depth),
             "w": weight_descriptor(w, geometry.taps, (tile.outputs, tile.depth)),

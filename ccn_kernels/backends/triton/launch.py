@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil
+from math import ceil, prod
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +46,13 @@ class Operand(NamedTuple):
 
     tensor: Tensor
     strides: Strides
+
+    @property
+    def reach(self) -> int:
+        """The offset of its last element."""
+        image, channel, pixel = self.strides
+        batch, channels, *spatial = self.tensor.shape
+        return (batch - 1) * image + (channels - 1) * channel + (prod(spatial) - 1) * pixel
 
     def named(self, name: str, axes: tuple[str, ...] = Strides._fields) -> dict[str, int]:
         """Its strides as kernels take them: name_image, name_channel, name_pixel."""
@@ -127,10 +134,12 @@ class Problem:
     ) -> None:
         self.geometry = geometry_of(input, weight, spec)
         self.spec, self.device, self.issue = spec, device, issue
-        self.x, self.w = operand(input), operand(weight)
+        self.x, self.w, self.weight = operand(input), operand(weight), weight
         self.format = memory_format(input, weight)
         self.precision = fp32_precision(spec)
         self.shape = (input.shape[0], weight.shape[0], *output_size(spec, input, weight))
+        outputs = self.places * self.geometry.groups * self.geometry.out_channels
+        self.reach = max(outputs, self.in_places * weight.shape[1] * spec.groups, self.x.reach)
         self.buffers: list[Tensor] = []  # what was allocated for kernels
         self._tiles = tiles or {}
 
@@ -141,9 +150,7 @@ class Problem:
     @property
     def index(self) -> tl.dtype:
         """What offsets are computed in."""
-        geometry = self.geometry
-        most = geometry.groups * max(geometry.in_pixels * geometry.in_channels, geometry.pixels * geometry.out_channels)
-        return tl.int64 if geometry.batch * most > LARGEST_INT else tl.int32
+        return tl.int64 if self.reach > LARGEST_INT else tl.int32
 
     @property
     def places(self) -> int:
@@ -155,9 +162,7 @@ class Problem:
 
     def request(self, kind: str) -> config.Request:
         geometry, size = self.geometry, self.dtype.itemsize
-        read = [geometry.in_channels] if kind != "wgrad" else [geometry.in_channels * geometry.groups]
-        if kind != "forward":
-            read.append(geometry.out_channels * geometry.groups)
+        read = [geometry.in_channels] + ([geometry.out_channels] if kind != "forward" else [])
         divides = all(extent % step == 0 for extent, step in zip(geometry.in_extent, geometry.stride, strict=True))
         boxable = divides and all(channels * size % 16 == 0 for channels in read)
         dtype = str(self.dtype).removeprefix("torch.")
