@@ -11,7 +11,6 @@ import argparse
 import datetime
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -22,15 +21,15 @@ import providers
 import torch
 from shapes import CPU, Shape
 from tabulate import tabulate
+from timing import interleaved
 from tqdm import tqdm
 
 import ccn_kernels
-from ccn_kernels.robustness.files import write_json
+from ccn_kernels.files import write_json
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = {"forward": providers.forward, "training": providers.training_step}
-WARM_UP = 3
 
 
 def main() -> None:
@@ -53,20 +52,14 @@ def measure(shape: Shape, mode: str, rounds: int) -> dict[str, Any]:
         for name, memory_format in FORMATS.items():
             layer = providers.make(provider, shape, memory_format)
             calls[provider, name] = MODES[mode](layer, shape.input(memory_format))
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    for turn in range(WARM_UP + rounds):
-        for key, call in calls.items():
-            started = time.perf_counter()
-            call()
-            if turn >= WARM_UP:
-                times[key].append(1e3 * (time.perf_counter() - started))
-    milliseconds = {", ".join(key): percentiles(samples) for key, samples in times.items()}
-    return {"shape": shape._asdict(), "mode": mode, "milliseconds": milliseconds}
+    times = interleaved(calls, rounds, milliseconds)
+    return {"shape": shape._asdict(), "mode": mode, "milliseconds": {", ".join(key): t for key, t in times.items()}}
 
 
-def percentiles(samples: list[float]) -> dict[str, float]:
-    tenths = statistics.quantiles(samples, n=10)
-    return {"p20": tenths[1], "median": statistics.median(samples), "p80": tenths[7]}
+def milliseconds(call: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - started)
 
 
 def best(row: dict[str, Any], provider: str) -> float:

@@ -1,0 +1,166 @@
+"""The GPU record: is it right, how fast is it, and against whom.
+
+    python benchmarks/gpu.py [--parts forward,training] [--budget 420] [--out DIR]
+
+Each part is measured by a process of its own and written, row by row, to one JSON file named after the GPU. A part that
+is done for this state of the package is left alone; one that ran out of its budget goes on where it stopped when it is
+called again. A row that crashes, hangs or loses the CUDA context is recorded as such, and the rest goes on without it.
+`--dry-run` takes tiny shapes through all of it on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpu_parts import NAMES, ROWS
+from gpu_parts.machine import file_name, machine
+from gpu_parts.record import Record, failures, git_commit
+from gpu_parts.run import Run, running
+from gpu_parts.summary import summary
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+LEAST = 10.0  # seconds of a budget that another process is started for
+
+
+def main() -> int:
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault(CACHE, str(args.cache or args.out / "inductor.tmp"))
+    os.environ.setdefault("TORCHINDUCTOR_AUTOTUNE_NUM_CHOICES_DISPLAYED", "0")  # pages for every convolution
+    if args.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"
+    path = args.out / file_name(args.dry_run)
+    if args.child:
+        work(args, path)
+        return 0
+    for part in args.parts:
+        do(part, args, path)
+    record = Record(path)
+    print(f"\n{path}\n\n{summary(record, args.parts)}", flush=True)
+    return 1 if any(wrong(record, part) for part in args.parts) else 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", type=parts, default=NAMES, help=f"of {','.join(NAMES)}; all by default")
+    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose names match")
+    parser.add_argument("--budget", type=float, default=420, metavar="SECONDS", help="for each part")
+    parser.add_argument("--rounds", type=int, help="turns that every contender takes (100; 2 in a dry run)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help=f"torch.compile's (or set {CACHE})")
+    parser.add_argument("--commit", help="what to record where git does not know the checkout")
+    parser.add_argument("--again", action="store_true", help="do what is done already once more")
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes, interpreted, on a CPU")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.rounds = args.rounds or (2 if args.dry_run else 100)
+    return args
+
+
+def parts(text: str) -> tuple[str, ...]:
+    unknown = set(text.split(",")) - set(NAMES)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    return tuple(name for name in NAMES if name in text.split(","))
+
+
+# The parent's side.
+
+
+def do(part: str, args: argparse.Namespace, path: Path) -> None:
+    """One part, by as many processes as it takes: another one follows where one has died."""
+    started, left = time.monotonic(), args.budget
+    if prepare(part, args, path)["missing"] == []:
+        print(f"[{part}] is done already", flush=True)
+        return
+    running(args.out).unlink(missing_ok=True)
+    while True:
+        code = subprocess.call(child_command(part, args, left))
+        left = args.budget - (time.monotonic() - started)
+        if code == 0 or not blame(part, path, running(args.out), code, spent=left < 0) or left < LEAST:
+            break
+    record = Record(path)
+    record.part(part)["seconds"] += round(time.monotonic() - started, 1)
+    record.save()
+
+
+def prepare(part: str, args: argparse.Namespace, path: Path) -> dict[str, Any]:
+    record = Record(path)
+    record.data["machine"] = machine(args.dry_run)
+    entry = record.begin(part, args.commit or git_commit())
+    if args.again:
+        record.forget(part, args.rows)
+    record.save()
+    return entry
+
+
+def child_command(part: str, args: argparse.Namespace, left: float) -> list[str]:
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", "--parts", part, "--budget", str(left)]
+    command += ["--rows", args.rows, "--rounds", str(args.rounds), "--out", str(args.out)]
+    return [*command, "--dry-run"] if args.dry_run else command
+
+
+def blame(part: str, path: Path, word: Path, code: int, spent: bool) -> bool:
+    """Records what a process died of; whether another should take over."""
+    record = Record(path)
+    entry = record.part(part)
+    if not word.exists():
+        entry["failed"] = f"its process ended with {code}"
+        record.save()
+        return False
+    if spent:
+        return False  # cut short, not broken: the row stays missing
+    last = json.loads(word.read_text())
+    word.unlink()
+    reason = f"{last['reason']}; its process ended with {code}"
+    lost = entry.setdefault("lost", {}).setdefault(last["row"], {})
+    if last["step"] is None or last["step"] in lost:
+        entry["rows"][last["row"]] = {"failed": reason, "seconds": 0}
+    else:
+        lost[last["step"]] = reason
+    record.save()
+    return True
+
+
+def wrong(record: Record, part: str) -> bool:
+    entry = record.data["parts"].get(part, {})
+    return "failed" in entry or any(failures(row) for row in entry.get("rows", {}).values())
+
+
+# The child's side.
+
+
+def work(args: argparse.Namespace, path: Path) -> None:
+    """Rows of one part, until its budget is spent."""
+    import torch
+    from gpu_parts.clock import GpuClock, HostClock
+
+    (part,) = args.parts
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
+    run = Run(HostClock() if args.dry_run else GpuClock(), args.rounds, args.dry_run, args.budget, args.out, part)
+    module, function = ROWS[part]
+    rows = getattr(importlib.import_module(f"gpu_parts.{module}"), function)(run)
+    record = Record(path)
+    try:
+        run.work(record, part, {key: row for key, row in rows.items() if re.search(args.rows, key)})
+    finally:  # what gets here is no fault of the row that was at work
+        running(args.out).unlink(missing_ok=True)
+    entry = record.part(part)
+    entry["missing"] = [key for key in rows if key not in entry["rows"]]
+    record.save()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

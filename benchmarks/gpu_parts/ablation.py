@@ -1,0 +1,76 @@
+"""What the patch norms cost: one kernel with every way to find them, and without any."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from shapes import RESNET50, TINY, VGG11, Shape
+
+from ccn_kernels.backends.triton import config
+
+from .case import Case
+from .forward import described, floor
+from .kernels import no_squares
+from .measure import Contender, measure
+from .passes import Direct, Recorder, default_tile, name_of, precompile, resources
+from .run import Row, Rows, Run
+
+
+def rows(run: Run) -> Rows:
+    shapes = TINY if run.dry_run else (*VGG11, *RESNET50)
+    return {shape.name: functools.partial(squares, run, shape) for shape in shapes}
+
+
+def squares(run: Run, shape: Shape) -> Row:
+    """The default kernel, its squares found in the loop, at the centre's taps, in a plane made before; or not at all.
+
+    Every launch is timed alone: what makes the plane, and what adds up a split sum, are entries of their own.
+    """
+    dtype = torch.float32 if run.dry_run else torch.bfloat16
+    case = Case(shape, dtype, run.device)
+    default, contenders = default_tile(case, "forward"), {}
+    if default.kernel in ("descriptor", "gather"):
+        request, device = Direct(case).problem().request("forward"), Direct(case).problem().device
+        tiles = [dataclasses.replace(default, squares=way) for way in config.SQUARES]
+        tiles = [tile for tile in tiles if config.can_run(tile, request, device) is None]
+        precompile(case, [({"forward": tile}, False) for tile in tiles])
+        for tile in tiles:
+            contenders[tile.squares] = functools.partial(of_kernel, case, tile)
+        plane = dataclasses.replace(default, squares="plane")
+        contenders["none"] = functools.partial(of_kernel, case, plane, without_squares)
+        contenders |= {f"plane: {name}": make for name, make in others(case, plane).items()}
+    least = floor(shape, dtype)
+    return described(case, "ablation", least, measure(run, contenders, ("replayed",)), "forward")
+
+
+def of_kernel(case: Case, tile: config.Tile, changed: Callable[[Any], Any] = lambda kernel: kernel) -> Contender:
+    recorder = Recorder()
+    Direct(case, {"forward": tile}).forward(recorder)
+    launch = recorder.product()
+    assert launch is not None
+    launch = launch._replace(kernel=changed(launch.kernel))
+    return Contender(launch.run, facts=resources(launch))
+
+
+def others(case: Case, tile: config.Tile) -> dict[str, Callable[[], Contender]]:
+    """The launches beside the product's."""
+    recorder = Recorder()
+    Direct(case, {"forward": tile}).forward(recorder)
+    rest = [launch for launch in recorder.launches if launch is not recorder.product()]
+    return {name_of(launch): functools.partial(Contender, launch.run) for launch in rest}
+
+
+def without_squares(kernel: Any) -> Any:
+    """The kernel with a constant for its box sums of the plane: nothing of the norm is left but the division."""
+    function = kernel.fn
+    scope = {**function.__globals__, "patch_squares": no_squares}
+    bare = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
+    bare.__module__, bare.__qualname__ = function.__module__, function.__qualname__
+    bare.__annotations__ = function.__annotations__
+    return triton.jit(bare, do_not_specialize=getattr(kernel, "do_not_specialize", None))

@@ -1,0 +1,195 @@
+"""Our passes driven directly: with tiles that are asked for, and launch by launch."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import triton
+from providers import DELTA
+from torch import Tensor
+
+from ccn_kernels.backends import triton as backend
+from ccn_kernels.backends.triton import config
+from ccn_kernels.backends.triton.backward_pass import Backward
+from ccn_kernels.backends.triton.config import HYBRID, Tile
+from ccn_kernels.backends.triton.forward_pass import Forward
+from ccn_kernels.backends.triton.geometry import next_power_of_two
+from ccn_kernels.backends.triton.launch import Launch, Problem
+from ccn_kernels.spec import ConvSpec
+
+from .case import Case, Named
+
+Tiles = dict[str, Tile]
+ALL = [True, True, True, True]
+HYBRIDS = {"forward": HYBRID, "dgrad": HYBRID, "wgrad": HYBRID}
+
+# places, outputs, warps, stages
+SIZES = ((128, 128, 8, 4), (128, 128, 4, 4), (256, 128, 8, 3), (128, 256, 8, 3), (64, 256, 4, 4))
+NARROW_SIZES = ((128, 64, 4, 4), (128, 64, 8, 4), (256, 64, 8, 4), (256, 64, 4, 4), (64, 64, 4, 4))
+GATHER_SIZES = ((64, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (256, 64, 8, 2))
+# outputs, depth, places, warps, stages
+WGRAD_SIZES = (
+    (128, 128, 64, 8, 4), (128, 64, 64, 4, 4), (64, 128, 64, 4, 4), (128, 128, 128, 8, 3), (256, 128, 64, 8, 3),
+    (128, 256, 64, 8, 3), (64, 64, 64, 4, 4), (64, 64, 128, 4, 4),
+)  # fmt: skip
+WGRAD_GATHER_SIZES = ((64, 32, 64, 4, 3), (64, 32, 128, 4, 3), (64, 32, 128, 8, 3), (64, 64, 64, 4, 3))
+
+
+class Direct:
+    """A case's passes without autograd and dispatcher."""
+
+    def __init__(self, case: Case, tiles: Tiles | None = None, relu: bool = False) -> None:
+        self.case, self.relu, self._tiles = case, relu, tiles
+        layer = case.layer("ours")
+        self.weight, self.bias, self.alpha = (p.detach() for p in (layer.weight, layer.bias, layer.alpha))
+
+    def problem(self, issue: Callable[[Launch], Any] = Launch.run) -> Problem:
+        stride = (self.case.shape.stride,) * 2
+        spec = ConvSpec(stride, (1, 1), (1, 1), 1, DELTA, self.relu)
+        x = self.case.x.detach()
+        return Problem(x, self.weight, spec, backend.device(x.device.index), issue, self._tiles)
+
+    @torch.no_grad()
+    def forward(self, issue: Callable[[Launch], Any] = Launch.run, save_quotient: bool = False) -> Named:
+        results = Forward(self.problem(issue), self.bias, self.alpha, save_quotient).run()
+        return dict(zip(("output", "quotient", "norm"), results, strict=True))
+
+    @torch.no_grad()
+    def backward(
+        self, saved: Named, grad: Tensor, mask: list[bool] = ALL, issue: Callable[[Launch], Any] = Launch.run
+    ) -> Named:
+        output, quotient = (saved["output"], None) if self.relu else (None, saved["quotient"])
+        found = Backward(self.problem(issue), grad, self.bias, self.alpha, output, quotient, saved["norm"], mask).run()
+        wanted = zip(("input", "weight", "alpha", "bias"), found, mask, strict=True)
+        return {name: gradient for name, gradient, asked in wanted if asked}
+
+    def training(self, grad: Tensor) -> Named:
+        return self.backward(self.forward(save_quotient=not self.relu), grad)
+
+
+class Recorder:
+    """Issues launches and remembers them."""
+
+    def __init__(self) -> None:
+        self.launches: list[Launch] = []
+
+    def __call__(self, launch: Launch) -> None:
+        self.launches.append(launch)
+        launch.run()
+
+    def product(self) -> Launch | None:
+        """The launch of a product; None where cuDNN computes it."""
+        return next((launch for launch in self.launches if is_product(launch)), None)
+
+
+def precompile(case: Case, choices: Iterable[tuple[Tiles | None, bool]], mask: list[bool] | None = None) -> None:
+    """Compiles what passes with these (tiles, ReLU) launch, on all cores. ``mask``: of the backward pass, if wanted.
+
+    What goes wrong here goes wrong again, and is recorded, where it is timed.
+    """
+
+    def warm(launch: Launch) -> None:
+        launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
+
+    with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+        for tiles, relu in choices:
+            direct = Direct(case, tiles, relu)
+            saved = direct.forward(warm, save_quotient=mask is not None and not relu)
+            if mask is not None:
+                direct.backward(saved, case.grad("ours, relu" if relu else "ours"), mask, warm)
+
+
+def name_of(launch: Launch) -> str:
+    return launch.kernel.__name__
+
+
+def is_product(launch: Launch) -> bool:
+    """Whether it does the convolution's arithmetic."""
+    product = name_of(launch).startswith(("forward_", "dgrad_", "wgrad_"))
+    return product and not name_of(launch).endswith(("_epilogue", "_reduce"))
+
+
+def bytes_of(launch: Launch) -> int:
+    """What its tensors hold: the least that it must move."""
+    values = (getattr(value, "base", value) for value in launch.arguments.values())
+    tensors = {value.data_ptr(): value for value in values if isinstance(value, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def resources(launch: Launch) -> dict[str, Any]:
+    """Runs it; registers, spills and shared memory of the compiled kernel, where there is one."""
+    kernel = launch.run()
+    if kernel is None:
+        return {}
+    return {"registers": kernel.n_regs, "spills": kernel.n_spills, "shared": kernel.metadata.shared}
+
+
+def label(tile: Tile) -> str:
+    if tile.kernel == "hybrid":
+        return "hybrid"
+    parts = [tile.kernel, f"{tile.places}x{tile.outputs}x{tile.depth}", f"w{tile.warps}", f"s{tile.stages}"]
+    parts += [tile.squares] if tile.squares != "loop" else []
+    parts += [f"split{tile.splits}"] if tile.splits > 1 else []
+    return " ".join([*parts, "places first"] if tile.places_first else parts)
+
+
+def default_tile(case: Case, kind: str) -> Tile:
+    return Direct(case).problem().tile(kind)
+
+
+def candidates(case: Case, kind: str) -> dict[str, Tile]:
+    """A short list of tiles that can run a pass, by what they are called; `ccn tune` tries many more."""
+    problem = Direct(case).problem()
+    request, default = problem.request(kind), problem.tile(kind)
+    make = {"forward": _forward_tiles, "dgrad": _dgrad_tiles, "wgrad": _wgrad_tiles}[kind]
+    tiles = [tile for tile in make(case, default, request.boxable) if tile != default]
+    return {label(tile): tile for tile in tiles if config.can_run(tile, request, problem.device) is None}
+
+
+def _forward_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:
+    """Every way to find the squares and both orders of the product, at one size; other sizes, warps and splits."""
+    if not boxable:
+        for places, outputs, warps, stages in GATHER_SIZES:
+            for squares, first in itertools.product(("loop", "plane"), (False, True)):
+                yield Tile("gather", places, outputs, 32, warps, stages, 1, squares, first)
+        return
+    one, *others = _products(case.shape.out_channels, case.shape.in_channels, case.dtype)
+    for squares, first in itertools.product(config.SQUARES, (False, True)):
+        yield dataclasses.replace(one, squares=squares, places_first=first, splits=default.splits)
+    for tile in (one, *others):
+        for squares, splits in itertools.product((default.squares, "loop", "plane"), (1, default.splits)):
+            yield dataclasses.replace(tile, squares=squares, splits=splits)
+
+
+def _dgrad_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:
+    if not boxable or case.shape.stride > 1:
+        outputs = max(16, min(64, next_power_of_two(case.shape.in_channels)))
+        for places, warps in itertools.product((64, 128), (4, 8)):
+            yield Tile("gather", places, outputs, 32, warps, 3)
+    for tile in _products(case.shape.in_channels, case.shape.out_channels, case.dtype):
+        for splits, first in itertools.product((1, default.splits), (False, True)):
+            yield dataclasses.replace(tile, splits=splits, places_first=first)
+
+
+def _products(outputs: int, sums: int, dtype: torch.dtype) -> list[Tile]:
+    """Sizes for so many channels of the result, and so many that are summed: 128 bytes of them a step."""
+    depth = max(16, min(128 // dtype.itemsize, next_power_of_two(sums)))
+    sizes = NARROW_SIZES if outputs <= 64 else [size for size in SIZES if size[1] <= outputs]
+    return [Tile("descriptor", places, wide, depth, warps, stages) for places, wide, warps, stages in sizes]
+
+
+def _wgrad_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:
+    """Splits: as many as fill the GPU, and at the default size some others."""
+    kernel, sizes = ("descriptor", WGRAD_SIZES) if boxable else ("gather", WGRAD_GATHER_SIZES)
+    widest = next_power_of_two(case.shape.in_channels) if boxable else 64
+    for outputs, depth, places, warps, stages in sizes:
+        if outputs <= next_power_of_two(case.shape.out_channels) and depth <= widest:
+            yield Tile(kernel, places, outputs, depth, warps, stages, 0)
+    if default.kernel != "hybrid":
+        for splits in (2, 4, 8, 16, 32):
+            yield dataclasses.replace(default, splits=splits)
