@@ -95,8 +95,8 @@ def is_boxable(tensor: Tensor, strides: Strides | None) -> bool:
     """Whether a descriptor can read it: channels innermost, all else aligned."""
     if strides is None or (strides.channel != 1 and tensor.shape[1] != 1):
         return False
-    bytes_apart = (strides.image if tensor.shape[0] > 1 else 0, strides.pixel)
-    aligned = all(step * tensor.element_size() % ALIGNMENT == 0 and step >= 0 for step in bytes_apart)
+    steps = [strides.pixel] + ([strides.image] if tensor.shape[0] > 1 else [])
+    aligned = all(step > 0 and step * tensor.element_size() % ALIGNMENT == 0 for step in steps)
     return aligned and strides.pixel >= tensor.shape[1] and tensor.data_ptr() % ALIGNMENT == 0
 
 
