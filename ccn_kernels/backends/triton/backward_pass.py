@@ -31,7 +31,7 @@ from .launch import (
 )
 
 TOP = 2.0**14  # what the largest |e| in fp16 is scaled to: sums of it are fp32
-TOP_OF_CUDNN = 2.0**8  # where cuDNN narrows such a sum to fp16 again
+TOP_OF_CUDNN = 2.0**8  # where cuDNN narrows such a sum to fp16 again; and there e is never scaled up
 REDUCED = 1024  # weights a program of the reduction takes
 
 
@@ -130,7 +130,9 @@ class Backward:
         self.problem.issue(Launch(epilogue.largest_error, (programs,), {**common, "largest": largest}))
         narrow = any(tile is not None and tile.kernel == "hybrid" for tile in self._tiles())
         top = TOP_OF_CUDNN if narrow else TOP
-        arguments = {"largest": largest, "scale": scale, "count": programs, "TOP": top, "BLOCK": REDUCED}
+        arguments = {
+            "largest": largest, "scale": scale, "count": programs, "TOP": top, "UP": not narrow, "BLOCK": REDUCED,
+        }  # fmt: skip
         self.problem.issue(Launch(epilogue.error_scale, (1,), arguments))
         return scale
 

@@ -156,8 +156,8 @@ def _size_reason(tile: Tile) -> str | None:
 
 
 def _hybrid_reason(tile: Tile, request: Request, device: Device) -> str | None:
-    overflows = request.kind != "dgrad" and request.dtype == "float16"
-    return "the product overflows fp16 before it is scaled" if overflows else None
+    overflows = request.kind == "forward" and request.dtype == "float16"
+    return "the product overflows fp16 before it is divided" if overflows else None
 
 
 def _depthwise_reason(tile: Tile, request: Request, device: Device) -> str | None:
@@ -257,14 +257,11 @@ def _wgrad(request: Request, device: Device) -> Tile:
         if fits and not large and not can_run(tile, request, device):
             return tile
     narrow = geometry.groups == 1 and geometry.in_channels * geometry.taps <= 64
-    if narrow or can_run(HYBRID, request, device):
-        return _gather_of_wgrad(request, device)
-    return HYBRID
+    return _gather_of_wgrad(request) if narrow else HYBRID
 
 
-def _gather_of_wgrad(request: Request, device: Device) -> Tile:
-    outputs = min(64 if device.capability >= TENSOR_CORES else 32, _width(request.geometry.out_channels))
-    return Tile("gather", 64, outputs, 32, warps=4, stages=3, splits=0)
+def _gather_of_wgrad(request: Request) -> Tile:
+    return Tile("gather", 64, min(64, _width(request.geometry.out_channels)), 32, warps=4, stages=3, splits=0)
 
 
 _HEURISTICS = {"forward": _forward, "dgrad": _dgrad, "wgrad": _wgrad}
@@ -277,7 +274,7 @@ def candidates(request: Request, device: Device) -> list[Tile]:
         sums, outputs = outputs, sums
     if request.kind == "wgrad":
         tiles = [Tile("descriptor", *sizes, splits=0) for sizes in _WGRADS]
-        tiles.append(_gather_of_wgrad(request, device))
+        tiles.append(_gather_of_wgrad(request))
     else:
         tiles = _products(request, sums, outputs)
         tiles += [dataclasses.replace(tile, squares="plane") for tile in tiles if tile.squares == "loop"]

@@ -103,8 +103,8 @@ def largest_error(
 
 
 @triton.jit(do_not_specialize=["count"])
-def error_scale(largest, scale, count, TOP: tl.constexpr, BLOCK: tl.constexpr):
-    """The power of two that brings the largest |e| to between TOP / 2 and TOP."""
+def error_scale(largest, scale, count, TOP: tl.constexpr, UP: tl.constexpr, BLOCK: tl.constexpr):
+    """The power of two that brings the largest |e| to between TOP / 2 and TOP; unless UP, no more than 1."""
     most = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, count, BLOCK):
         index = first + tl.arange(0, BLOCK)
@@ -112,6 +112,8 @@ def error_scale(largest, scale, count, TOP: tl.constexpr, BLOCK: tl.constexpr):
     top = tl.max(most, 0)
     usable = (top > 0) & (top < float("inf"))
     exponent = tl.floor(tl.log2(TOP / tl.where(usable, top, TOP)))
+    if not UP:
+        exponent = tl.minimum(exponent, 0.0)
     tl.store(scale, tl.exp2(tl.minimum(tl.maximum(exponent, -100.0), 100.0)))
 
 
