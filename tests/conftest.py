@@ -7,6 +7,9 @@ import torch
 
 from ccn_kernels import backends
 
+# Triton's kernels need a GPU or its interpreter (TRITON_INTERPRET=1): without, their tests are not even imported.
+collect_ignore = ["triton_backend"] if backends.triton.unavailable() else []
+
 # Those that take CPU tensors on this machine; a backend that appears later is tested without a change here.
 BACKENDS = tuple(name for name, reason in reversed(backends.explain("cpu").items()) if reason is None)
 

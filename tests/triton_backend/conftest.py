@@ -1,0 +1,27 @@
+"""What tests of the Triton backend get besides: exact fp32 products, repeatable cuBLAS, and a faster interpreter."""
+
+import dataclasses
+import os
+
+import calls
+import pytest
+import torch
+from triton.runtime import interpreter
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode refuses matrix products without it
+
+if calls.INTERPRETED:  # a third of its time goes into checks for 32-bit overflow, which problems this small cannot have
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """The oracle's tolerance for fp32 is fp32's own; PyTorch's default lets cuDNN round to TF32."""
+    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = "ieee"
+    yield
+    for setting, precision in zip(settings, before, strict=True):
+        setting.fp32_precision = precision
