@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ccn_kernels import cli
-from ccn_kernels.backends.triton import config, offline
+from ccn_kernels.backends.triton import offline
 from ccn_kernels.backends.triton.config import Device, Tile
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.launch import Problem
@@ -76,13 +76,6 @@ def test_spills_are_seen():
     problem = Problem(x, w, LAYERS[0].spec, Device("", 90, 132), launches.append, {"forward": tile})
     Forward(problem, bias, alpha, True).run()
     assert offline.compile_launch(launches[0], 90).spills > 0
-
-
-def test_every_table_of_the_package_is_sound():
-    for path in config.CONFIGS.glob("*.json"):
-        device = json.loads(path.read_text())["device"]
-        assert path.name == config.file_name(device)
-        assert config.read(path, device)
 
 
 def test_an_unknown_architecture_is_named(capsys):

@@ -207,7 +207,7 @@ def test_a_missing_table_is_an_error_that_names_the_file(user_table):
 
 
 def test_the_packages_own_tables_can_be_read():
-    for path in config.CONFIGS.iterdir():
+    for path in config.CONFIGS.glob("*.json"):
         device = json.loads(path.read_text())["device"]
         assert path.name == config.file_name(device)
         assert config.read(path, device), path
