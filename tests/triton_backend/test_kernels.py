@@ -7,8 +7,10 @@ import oracle
 import problems
 import pytest
 import torch
+import triton.language as tl
 from calls import DTYPES, NARROW, check, small
 
+from ccn_kernels.backends.triton import launch
 from ccn_kernels.backends.triton.config import HYBRID
 
 LAST = (True, True)
@@ -415,3 +417,17 @@ def test_a_tile_that_cannot_run_is_refused_with_the_reason(kind, tile, dtype, sh
     with pytest.raises(ValueError, match=f"cannot run [^:]*: .*{why}") as caught:
         calls.run(problem, **{kind: tile})
     assert repr(tile) in str(caught.value)
+
+
+@pytest.mark.parametrize("kernel", ["descriptor", "gather", "depthwise", "hybrid"])
+def test_offsets_of_64_bits(kernel, monkeypatch):
+    """As for more than 2**31 elements, without them."""
+    monkeypatch.setattr(launch, "LARGEST_INT", 0)
+    dtype = torch.float32 if kernel == "hybrid" else torch.float16
+    if kernel == "depthwise":
+        found = check(make(dtype, channels=(6, 12), groups=6, padding=1), forward=small(kernel))
+    else:
+        tile = HYBRID if kernel == "hybrid" else small(kernel)
+        found = check(boxable(dtype, channels=(16, 24), padding=1), forward=tile, dgrad=tile, wgrad=tile)
+    wide = [call.arguments["INDEX"] for call in found.launches if "INDEX" in call.arguments]
+    assert set(wide) == {tl.int64}

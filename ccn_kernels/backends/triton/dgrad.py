@@ -71,8 +71,8 @@ def dgrad_descriptor(
     image, row, column = box_places(position, BOX, 0, 1)
     valid = (image < batch) & (row < in_extent[1]) & (column < in_extent[2])
     image = image.to(INDEX)
-    pixel = row * in_extent[2] + column
-    channel, in_channels = output_channels(group, block_c, IN_CHANNELS, BLOCK_C)
+    pixel = (row * in_extent[2] + column).to(INDEX)
+    channel, in_channels = output_channels(group, block_c, IN_CHANNELS, BLOCK_C, INDEX)
     mask = valid[:, None] & in_channels[None, :]
     if partial is None:
         at = (tl.zeros_like(row), row, column)
@@ -108,10 +108,10 @@ def dgrad_gather(
     at = coordinates(pixel, in_extent)
     columns = (at[0][:, None], at[1][:, None], at[2][:, None])
     within = block_c * BLOCK_C + tl.arange(0, BLOCK_C)  # the channel within the group
-    channel, in_channels = output_channels(group, block_c, IN_CHANNELS, BLOCK_C)
+    channel, in_channels = output_channels(group, block_c, IN_CHANNELS, BLOCK_C, INDEX)
 
     conv = tl.zeros((TILE, BLOCK_C) if PLACES_FIRST else (BLOCK_C, TILE), tl.float32)
-    source = e + image * e_image + group * OUT_CHANNELS * e_channel
+    source = e + image * e_image + (group * OUT_CHANNELS).to(INDEX) * e_channel
     weight = w + group * OUT_CHANNELS * w_output + within * w_channel
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     for step in range((TAPS * OUT_CHANNELS + BLOCK_K - 1) // BLOCK_K):
@@ -119,7 +119,7 @@ def dgrad_gather(
         tap, k = flat // OUT_CHANNELS, flat % OUT_CHANNELS
         out_pixel, seen = seeing_pixel(columns, tap[None, :], extent, KERNEL, STRIDE, PADDING, DILATION)
         real = tap < TAPS
-        values = tl.load(source[:, None] + (out_pixel * e_pixel + (k * e_channel)[None, :]),
+        values = tl.load(source[:, None] + (out_pixel * e_pixel + (k.to(INDEX) * e_channel)[None, :]),
                          mask=seen & valid[:, None] & real[None, :], other=0.0)  # fmt: skip
         weights = tl.load(weight[:, None] + (k * w_output + tap * w_tap)[None, :],
                           mask=in_channels[:, None] & real[None, :], other=0.0)  # fmt: skip

@@ -23,10 +23,10 @@ def sum_of_squares(
     """plane [N, groups, pixels] fp32: squares summed over a group's channels."""
     group = tl.program_id(0) % GROUPS
     image, pixel, valid = place_of_tile(tl.program_id(0) // GROUPS, batch, pixels, TILE, INDEX)
-    source = x + image * x_image + pixel * x_pixel + group * IN_CHANNELS * x_channel
+    source = x + image * x_image + pixel * x_pixel + (group * IN_CHANNELS).to(INDEX) * x_channel
     partial = tl.zeros((TILE, BLOCK), tl.float32)
     for first in range(0, IN_CHANNELS, BLOCK):
-        channel = first + tl.arange(0, BLOCK)
+        channel = (first + tl.arange(0, BLOCK)).to(INDEX)
         mask = valid[:, None] & (channel < IN_CHANNELS)[None, :]
         values = tl.load(source[:, None] + (channel * x_channel)[None, :], mask=mask, other=0.0).to(tl.float32)
         partial += values * values
@@ -47,7 +47,7 @@ def forward_epilogue(
     group = tile // tiles_o % GROUPS
     pixels = extent[0] * extent[1] * extent[2]
     image, pixel, valid = place_of_tile(tile // (tiles_o * GROUPS), batch, pixels, TILE, INDEX)
-    channel, in_channels = output_channels(group, block_o, OUT_CHANNELS, BLOCK_O)
+    channel, in_channels = output_channels(group, block_o, OUT_CHANNELS, BLOCK_O, INDEX)
     mask = valid[:, None] & in_channels[None, :]
     place = (image * GROUPS + group) * pixels + pixel
 
@@ -94,7 +94,7 @@ def largest_error(
     )
     most = tl.zeros((TILE, BLOCK_O), tl.float32)
     for block in range((OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O):
-        channel, in_channels = output_channels(group, block, OUT_CHANNELS, BLOCK_O)
+        channel, in_channels = output_channels(group, block, OUT_CHANNELS, BLOCK_O, INDEX)
         mask = valid[:, None] & in_channels[None, :]
         where = (image * g_image + pixel * g_pixel)[:, None] + (channel * g_channel)[None, :]
         y_where = (image * y_image + pixel * y_pixel)[:, None] + (channel * y_channel)[None, :]
@@ -139,7 +139,7 @@ def backward_prologue(
         factor = inverse * tl.load(scale)
     partial = tl.zeros((TILE, BLOCK_O), tl.float32)
     for block in range((OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O):
-        channel, in_channels = output_channels(group, block, OUT_CHANNELS, BLOCK_O)
+        channel, in_channels = output_channels(group, block, OUT_CHANNELS, BLOCK_O, INDEX)
         mask = valid[:, None] & in_channels[None, :]
         where = (image * g_image + pixel * g_pixel)[:, None] + (channel * g_channel)[None, :]
         y_where = (image * y_image + pixel * y_pixel)[:, None] + (channel * y_channel)[None, :]
@@ -182,7 +182,7 @@ def input_epilogue(
     group = tile // tiles_c % GROUPS
     pixels = in_extent[0] * in_extent[1] * in_extent[2]
     image, pixel, valid = place_of_tile(tile // (tiles_c * GROUPS), batch, pixels, TILE, INDEX)
-    channel, in_channels = output_channels(group, block_c, IN_CHANNELS, BLOCK_C)
+    channel, in_channels = output_channels(group, block_c, IN_CHANNELS, BLOCK_C, INDEX)
     mask = valid[:, None] & in_channels[None, :]
     out_pixels = extent[0] * extent[1] * extent[2]
     plane = q + (image * GROUPS + group) * out_pixels

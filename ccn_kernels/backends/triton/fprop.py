@@ -101,10 +101,10 @@ def multiply(accumulator, x, w, PLACES_FIRST: tl.constexpr, PRECISION: tl.conste
 
 
 @triton.jit
-def output_channels(group, block, OUT_CHANNELS: tl.constexpr, BLOCK_O: tl.constexpr):
+def output_channels(group, block, OUT_CHANNELS: tl.constexpr, BLOCK_O: tl.constexpr, INDEX: tl.constexpr):
     """Numbers of a block's channels among all output channels, and which of them belong to the group. [channels]"""
     channel = block * BLOCK_O + tl.arange(0, BLOCK_O)
-    return group * OUT_CHANNELS + channel, channel < OUT_CHANNELS
+    return (group * OUT_CHANNELS + channel).to(INDEX), channel < OUT_CHANNELS
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def write_quarters(u, inverse, y, quotient, bias, alpha, position, batch, extent
     for part in tl.static_range(2):
         image, row, column = box_places(position, BOX, 2 * HALF + part, 4)
         valid = (image < batch) & (row < extent[1]) & (column < extent[2])
-        where = image.to(INDEX) * y_image + (row * extent[2] + column) * y_pixel
+        where = image.to(INDEX) * y_image + (row * extent[2] + column).to(INDEX) * y_pixel
         write_output(tl.trans(u1 if part else u0), (inverse1 if part else inverse0)[:, None], y, quotient, bias, alpha,
                      where, y_channel, channel, valid, in_channels, RELU)  # fmt: skip
 
@@ -224,7 +224,7 @@ def forward_descriptor(
     image, row, column = box_places(position, BOX, 0, 1)
     valid = (image < batch) & (row < extent[1]) & (column < extent[2])
     image = image.to(INDEX)
-    pixel = row * extent[2] + column
+    pixel = (row * extent[2] + column).to(INDEX)
     if SQUARES == "plane":
         at = (tl.zeros_like(row), row, column)
         source = plane + (image * GROUPS + group) * (in_extent[1] * in_extent[2])
@@ -233,7 +233,7 @@ def forward_descriptor(
         squares = tl.sum(partial, 1)
 
     pixels = extent[1] * extent[2]
-    channel, in_channels = output_channels(group, block_o, OUT_CHANNELS, BLOCK_O)
+    channel, in_channels = output_channels(group, block_o, OUT_CHANNELS, BLOCK_O, INDEX)
     if partial_u is None and not PLACES_FIRST and TILE * BLOCK_O >= LARGE:
         r = tl.sqrt_rn(squares)
         if block_o == 0:
@@ -270,11 +270,11 @@ def forward_gather(
     image, pixel = place // pixels, place % pixels
     at = coordinates(pixel, extent)
     start = window_start(at, STRIDE, PADDING)
-    channel, in_channels = output_channels(group, block_o, OUT_CHANNELS, BLOCK_O)
+    channel, in_channels = output_channels(group, block_o, OUT_CHANNELS, BLOCK_O, INDEX)
 
     u = tl.zeros((TILE, BLOCK_O) if PLACES_FIRST else (BLOCK_O, TILE), tl.float32)
     partial = tl.zeros((TILE, BLOCK_K), tl.float32)
-    source = x + image * x_image + group * IN_CHANNELS * x_channel
+    source = x + image * x_image + (group * IN_CHANNELS).to(INDEX) * x_channel
     weight = w + channel * w_output
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     ALIGNED: tl.constexpr = IN_CHANNELS % BLOCK_K == 0  # a block of K lies within one tap
@@ -286,7 +286,7 @@ def forward_gather(
             tap = step // (IN_CHANNELS // BLOCK_K)
             k = step % (IN_CHANNELS // BLOCK_K) * BLOCK_K + tl.arange(0, BLOCK_K)
             in_pixel, inside = source_pixel(start, tap, in_extent, KERNEL, PADDING, DILATION)
-            x_offset = (in_pixel * x_pixel)[:, None] + (k * x_channel)[None, :]
+            x_offset = (in_pixel * x_pixel)[:, None] + (k.to(INDEX) * x_channel)[None, :]
             x_mask = (inside & valid)[:, None]
             w_offset = k * w_channel + tap * w_tap
             w_mask = in_channels[:, None]
@@ -295,7 +295,7 @@ def forward_gather(
             tap, k = flat // IN_CHANNELS, flat % IN_CHANNELS
             column = (start[0][:, None], start[1][:, None], start[2][:, None])
             in_pixel, inside = source_pixel(column, tap[None, :], in_extent, KERNEL, PADDING, DILATION)
-            x_offset = in_pixel * x_pixel + (k * x_channel)[None, :]
+            x_offset = in_pixel * x_pixel + (k.to(INDEX) * x_channel)[None, :]
             x_mask = inside & valid[:, None] & (tap < TAPS)[None, :]
             w_offset = k * w_channel + tap * w_tap
             w_mask = in_channels[:, None] & (tap < TAPS)[None, :]
@@ -331,7 +331,7 @@ def forward_depthwise(
     place = (tile // tiles_o).to(INDEX) * TILE + tl.arange(0, TILE)
     valid = place < batch.to(INDEX) * pixels
     image, pixel = place // pixels, place % pixels
-    channel = tile % tiles_o * BLOCK_O + tl.arange(0, BLOCK_O)
+    channel = (tile % tiles_o * BLOCK_O + tl.arange(0, BLOCK_O)).to(INDEX)
     in_channels = channel < OUT_CHANNELS * GROUPS
     group = channel // OUT_CHANNELS
 

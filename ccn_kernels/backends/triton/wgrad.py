@@ -72,8 +72,8 @@ def wgrad_gather(
     pixels = extent[0] * extent[1] * extent[2]
     places = batch.to(INDEX) * pixels
     tiles = (places + TILE - 1) // TILE
-    sources = x + (group * IN_CHANNELS + channel) * x_channel
-    errors = e + (group * OUT_CHANNELS + output) * e_channel
+    sources = x + (group * IN_CHANNELS + channel).to(INDEX) * x_channel
+    errors = e + (group * OUT_CHANNELS + output).to(INDEX) * e_channel
 
     gradient = tl.zeros((BLOCK_O, BLOCK_K), tl.float32)
     first, count = share_of(tiles, split, splits, False)
