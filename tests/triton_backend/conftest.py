@@ -8,11 +8,21 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
+from ccn_kernels.backends import triton
+
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode refuses matrix products without it
 
 if calls.INTERPRETED:  # a third of its time goes into checks for 32-bit overflow, which problems this small cannot have
     builder = interpreter.interpreter_builder
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+# Asked for by name where nothing runs kernels, this folder shows what needs none.
+collect_ignore = ["test_contract.py", "test_kernels.py", "test_tune.py"] if triton.unavailable() else []
+
+
+def pytest_configure(config):
+    """Triton 3.6's interpreter warns of its own ways with NumPy, thousands of times."""
+    config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)

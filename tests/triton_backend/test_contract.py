@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from calls import DEVICE, DTYPES, INTERPRETED, NARROW
 from torch._subclasses import FakeTensorMode
+from torch.func import grad, vmap
+from torch.library import opcheck
 
 from ccn_kernels import CompactConv2d, backends, ops
 from ccn_kernels.backends.triton import replay
@@ -16,6 +18,7 @@ from ccn_kernels.functional import compact_conv2d
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
+CHECKS = ("test_schema", "test_faketensor")  # not the formula of autograd: the operators have none, autograd.py has
 LAST = (True, True)
 FORMATS = [((False, False), False), (LAST, True)]  # of input and weight; and whether the ReLU is fused
 
@@ -196,6 +199,39 @@ def test_fakes_of_strided_inputs(name):
     problem = problems.make(2, (4, 6), problems.SIZE[2:], padding=1, relu=True)
     problem.input = problems.STRIDED[name]()
     assert_fakes_tell_the_truth(problem)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
+@pytest.mark.parametrize("save_quotient", [False, True])
+@pytest.mark.parametrize("batch", [0, 2])
+def test_the_operators_keep_to_their_schemas(batch, save_quotient, relu):
+    """For any subset of gradients: outputs that alias nothing, operands left alone, and fakes like them."""
+    problem = calls.placed(problems.make(2, (8, 8), 3, batch=batch, dtype=torch.float16, relu=relu))
+    call = calls.resolved(problem)
+    spec = [list(entry) if isinstance(entry, tuple) else entry for entry in call.spec]
+    args = (call.input, call.weight, call.bias, call.alpha, *spec, save_quotient, "triton")
+    opcheck(torch.ops.ccn.compact_conv.default, args, test_utils=CHECKS)
+    output, _, norm = torch.ops.ccn.compact_conv(*args)
+    quotient = torch.ops.ccn.compact_conv(*args[:-2], True, "triton")[1] if save_quotient or not relu else None
+    saved = (output if relu else None, quotient, norm)
+    for mask in ([False] * 4, [True] * 4, [True, True, False, False], [False, False, False, True]):
+        args = (problem.grad, call.input, call.weight, call.bias, call.alpha, *saved, *spec, mask, "triton")
+        opcheck(torch.ops.ccn.compact_conv_backward.default, args, test_utils=CHECKS)
+
+
+def test_vmap_and_gradients_per_sample():
+    problem = calls.placed(problems.make(2, (8, 8), 3, padding=1))
+
+    def loss(weight, bias, alpha, image):
+        return compact_conv2d(image, weight, bias, alpha, padding=1, backend="triton").square().sum()
+
+    x, *parameters = problem.operands
+    per_sample = vmap(grad(loss, argnums=(0, 1, 2)), in_dims=(None, None, None, 0))(*parameters, x)
+    for index, image in enumerate(x):
+        leaves = [t.detach().requires_grad_() for t in parameters]
+        expected = torch.autograd.grad(loss(*leaves, image), leaves)
+        for found, want in zip(per_sample, expected, strict=True):
+            torch.testing.assert_close(found[index], want)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])

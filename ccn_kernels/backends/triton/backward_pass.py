@@ -64,9 +64,9 @@ class Backward:
             quotient = None if quotient is None else operand(quotient).tensor
         self.y, self.quotient, self.grad = output, quotient, operand(grad)
         problem.reach = max(problem.reach, self.grad.reach)
-        none = problem.empty(0, dtype=problem.dtype)
-        self.d_input = self.d_bias = self.d_weight = none
-        self.d_alpha = none.to(alpha.dtype)
+        # an operator's outputs must not share memory, not even where there is none
+        self.d_input, self.d_weight, self.d_bias = (problem.empty(0, dtype=problem.dtype) for _ in range(3))
+        self.d_alpha = problem.empty(0, dtype=alpha.dtype)
         if self.needs_input:
             self.d_input = torch.empty(
                 problem.x.tensor.shape, dtype=problem.dtype, device=grad.device, memory_format=problem.format

@@ -196,7 +196,7 @@ def _descriptor_reason(tile: Tile, request: Request, device: Device) -> str | No
     return None
 
 
-# What a heuristic chooses from: places x outputs, warps, stages. None spills (tests/triton, `ccn kernels`).
+# What a heuristic chooses from: places x outputs, warps, stages. None spills: see `ccn kernels`.
 _PRODUCTS = ((128, 256, 8, 3), (128, 128, 8, 3), (256, 64, 8, 4), (128, 64, 4, 4), (64, 128, 4, 4), (64, 64, 4, 4))
 _WGRADS = ((64, 256, 128, 8, 3), (64, 128, 128, 8, 3), (64, 128, 64, 4, 4), (64, 64, 64, 4, 4))  # and depth
 _SPLITS = (1, 2, 3, 4, 6, 8)

@@ -128,5 +128,6 @@ def _record(
 def _runner(launch: Launch, compiled: Any) -> Callable[..., Any]:
     """Launches without the look-up of the compiled kernel; the interpreter has none to look up."""
     if compiled is None:
-        return lambda *arguments: launch.kernel[launch.grid](*arguments, **launch.options)
+        kernel, grid, options = launch.kernel, launch.grid, launch.options  # not the launch: it holds tensors
+        return lambda *arguments: kernel[grid](*arguments, **options)
     return compiled[(*launch.grid, 1, 1)[:3]]
