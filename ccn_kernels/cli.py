@@ -83,7 +83,7 @@ def _add_layer(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("one layer of your own (default: the named ones)")
     group.add_argument("--channels", nargs=2, type=_positive, metavar=("IN", "OUT"))
     for name, default in (("size", 1), ("batch", 256), ("kernel", 3), ("stride", 1), ("groups", 1), ("rank", 2)):
-        group.add_argument(f"--{name}", type=int, default=default)
+        group.add_argument(f"--{name}", type=_positive, default=default)
     group.add_argument("--padding", type=int, default=1)
     group.add_argument("--contiguous", action="store_true", help="not channels_last")
 

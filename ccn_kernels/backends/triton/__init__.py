@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "triton"
 OLDEST = (3, 6)
-OLDEST_GPU = 75  # compute capability 7.5: the first whose tensor cores Triton still serves
+OLDEST_GPU = 75  # compute capability 7.5: the oldest that the kernels are compiled for
 
 
 def interpreting() -> bool:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .fprop import box_places, load_box, multiply, output_channels, share_of, tile_position
-from .indexing import coordinates, seeing_pixel, transposed_box
+from .indexing import coordinates, place_of_tile, seeing_pixel, transposed_box
 
 
 @triton.jit
@@ -102,9 +102,7 @@ def dgrad_gather(
     block_c = tile % tiles_c
     group = tile // tiles_c % GROUPS
     pixels = in_extent[0] * in_extent[1] * in_extent[2]
-    place = (tile // (tiles_c * GROUPS)).to(INDEX) * TILE + tl.arange(0, TILE)
-    valid = place < batch.to(INDEX) * pixels
-    image, pixel = place // pixels, place % pixels
+    image, pixel, valid = place_of_tile(tile // (tiles_c * GROUPS), batch, pixels, TILE, INDEX)
     at = coordinates(pixel, in_extent)
     columns = (at[0][:, None], at[1][:, None], at[2][:, None])
     within = block_c * BLOCK_C + tl.arange(0, BLOCK_C)  # the channel within the group

@@ -5,14 +5,7 @@ import triton.language as tl
 
 from .dgrad import undo_scale, write_input_gradient
 from .fprop import output_channels
-from .indexing import coordinates, once, patch_squares, reciprocal_divisor, transposed_box, write_output
-
-
-@triton.jit
-def place_of_tile(tile, batch, pixels, TILE: tl.constexpr, INDEX: tl.constexpr):
-    """(image, pixel within it, whether there is such a place) of a tile's places."""
-    place = tile.to(INDEX) * TILE + tl.arange(0, TILE)
-    return place // pixels, place % pixels, place < batch.to(INDEX) * pixels
+from .indexing import coordinates, once, patch_squares, place_of_tile, reciprocal_divisor, transposed_box, write_output
 
 
 @triton.jit(do_not_specialize=["batch"])

@@ -7,7 +7,16 @@ Three mainloops: ``descriptor`` (boxes of pixels brought by the tensor memory ac
 import triton
 import triton.language as tl
 
-from .indexing import coordinates, once, patch_squares, reciprocal_divisor, source_pixel, window_start, write_output
+from .indexing import (
+    coordinates,
+    once,
+    patch_squares,
+    place_of_tile,
+    reciprocal_divisor,
+    source_pixel,
+    window_start,
+    write_output,
+)
 
 LARGE = tl.constexpr(32768)  # elements of a tile that is written in parts
 
@@ -265,9 +274,7 @@ def forward_gather(
     block_o = tile % tiles_o
     group = tile // tiles_o % GROUPS
     pixels = extent[0] * extent[1] * extent[2]
-    place = (tile // (tiles_o * GROUPS)).to(INDEX) * TILE + tl.arange(0, TILE)
-    valid = place < batch.to(INDEX) * pixels
-    image, pixel = place // pixels, place % pixels
+    image, pixel, valid = place_of_tile(tile // (tiles_o * GROUPS), batch, pixels, TILE, INDEX)
     at = coordinates(pixel, extent)
     start = window_start(at, STRIDE, PADDING)
     channel, in_channels = output_channels(group, block_o, OUT_CHANNELS, BLOCK_O, INDEX)
@@ -328,9 +335,7 @@ def forward_depthwise(
     """One input channel a group, OUT_CHANNELS output channels each: every channel has a norm of its own."""
     tile = tl.program_id(0)
     pixels = extent[0] * extent[1] * extent[2]
-    place = (tile // tiles_o).to(INDEX) * TILE + tl.arange(0, TILE)
-    valid = place < batch.to(INDEX) * pixels
-    image, pixel = place // pixels, place % pixels
+    image, pixel, valid = place_of_tile(tile // tiles_o, batch, pixels, TILE, INDEX)
     channel = (tile % tiles_o * BLOCK_O + tl.arange(0, BLOCK_O)).to(INDEX)
     in_channels = channel < OUT_CHANNELS * GROUPS
     group = channel // OUT_CHANNELS

@@ -9,6 +9,13 @@ import triton.language as tl
 
 
 @triton.jit
+def place_of_tile(tile, batch, pixels, TILE: tl.constexpr, INDEX: tl.constexpr):
+    """(image, pixel within it, whether there is such a place) of a tile's places."""
+    place = tile.to(INDEX) * TILE + tl.arange(0, TILE)
+    return place // pixels, place % pixels, place < batch.to(INDEX) * pixels
+
+
+@triton.jit
 def coordinates(pixel, extent):
     """(depth, height, width) of a pixel."""
     return pixel // (extent[2] * extent[1]), pixel // extent[2] % extent[1], pixel % extent[2]

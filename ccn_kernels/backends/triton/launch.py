@@ -88,10 +88,10 @@ def boxed(source: Operand, *, packed: bool = False) -> Operand:
     return operand(channels_innermost(tensor, tensor.dtype).copy_(tensor))
 
 
-def channels_innermost(like: Tensor, dtype: torch.dtype, channels: int | None = None) -> Tensor:
-    """Uninitialised, of the shape of [N, C, *spatial]."""
-    batch, own, *spatial = like.shape
-    return like.new_empty((batch, *spatial, channels or own), dtype=dtype).movedim(-1, 1)
+def channels_innermost(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uninitialised, of the shape [N, C, *spatial]."""
+    batch, channels, *spatial = like.shape
+    return like.new_empty((batch, *spatial, channels), dtype=dtype).movedim(-1, 1)
 
 
 def image_descriptor(source: Operand, extent: Axes, stride: Axes, box: Axes, channels: int) -> TensorDescriptor:

@@ -106,10 +106,16 @@ def config_of(launch: Launch) -> str:
 
 
 def _identity(launch: Launch, dtype: str) -> tuple:
-    """Equal for launches that compile to the same code."""
-    arguments = launch.arguments.items()
-    constants = tuple((name, str(value)) for name, value in arguments if name.isupper() or value is None)
-    return dtype, launch.kernel.__name__, constants, launch.warps, launch.stages
+    """Equal for launches that compile to the same code: constants, and what the compiler specialises numbers on."""
+    fixed = {parameter.name for parameter in launch.kernel.params if parameter.do_not_specialize}
+    seen: list[tuple] = []
+    for name, value in launch.arguments.items():
+        if name.isupper() or value is None:
+            seen.append((name, str(value)))
+        elif name not in fixed:
+            numbers = value if isinstance(value, tuple) else (value,)
+            seen.extend((name, number == 1, number % 16 == 0) for number in numbers if isinstance(number, int))
+    return dtype, launch.kernel.__name__, tuple(seen), launch.warps, launch.stages
 
 
 class _Driver:

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .dgrad import undo_scale
 from .fprop import load_box, share_of, tile_position
-from .indexing import coordinates, source_pixel, window_start
+from .indexing import coordinates, place_of_tile, source_pixel, window_start
 
 
 @triton.jit(do_not_specialize=["tiles", "tiles_h", "tiles_w", "splits"])
@@ -70,17 +70,14 @@ def wgrad_gather(
     tap, channel = column // IN_CHANNELS, column % IN_CHANNELS
     output = block_o * BLOCK_O + tl.arange(0, BLOCK_O)
     pixels = extent[0] * extent[1] * extent[2]
-    places = batch.to(INDEX) * pixels
-    tiles = (places + TILE - 1) // TILE
+    tiles = (batch.to(INDEX) * pixels + TILE - 1) // TILE
     sources = x + (group * IN_CHANNELS + channel).to(INDEX) * x_channel
     errors = e + (group * OUT_CHANNELS + output).to(INDEX) * e_channel
 
     gradient = tl.zeros((BLOCK_O, BLOCK_K), tl.float32)
     first, count = share_of(tiles, split, splits, False)
     for index in range(count):
-        place = tl.cast(first + index, INDEX) * TILE + tl.arange(0, TILE)
-        valid = place < places
-        image, pixel = place // pixels, place % pixels
+        image, pixel, valid = place_of_tile(first + index, batch, pixels, TILE, INDEX)
         at = coordinates(pixel, extent)
         start = window_start((at[0][:, None], at[1][:, None], at[2][:, None]), STRIDE, PADDING)
         in_pixel, inside = source_pixel(start, tap[None, :], in_extent, KERNEL, PADDING, DILATION)
