@@ -21,10 +21,10 @@ import providers
 import torch
 from shapes import CPU, Shape
 from tabulate import tabulate
-from timing import interleaved
 from tqdm import tqdm
 
 import ccn_kernels
+from ccn_kernels.bench.timing import interleaved
 from ccn_kernels.files import write_json
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}

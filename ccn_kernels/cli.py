@@ -105,6 +105,7 @@ def _kernels(args: argparse.Namespace) -> None:
 
 
 def _tune(args: argparse.Namespace) -> None:
+    from . import workloads
     from .backends import triton
 
     reason = triton.unavailable()
@@ -112,7 +113,7 @@ def _tune(args: argparse.Namespace) -> None:
         reason = "TRITON_INTERPRET=1 is set: an interpreter's times say nothing"
     if reason is not None:
         raise RuntimeError(f"cannot tune: {reason}")
-    tune, workloads = _triton_module("tune"), _triton_module("workloads")
+    tune = _triton_module("tune")
     layers = workloads.LAYERS
     if args.channels:
         names = ("size", "kernel", "stride", "padding", "groups", "rank")

@@ -15,7 +15,7 @@ OPTIONAL = {"eagerpy", "foolbox", "matplotlib", "scipy", "sklearn", "tabulate", 
 TRITON_KERNELS = {f"backends.triton.{name}" for name in ("fprop", "dgrad", "wgrad", "epilogue")}
 TRITON_LAUNCHES = {f"backends.triton.{name}" for name in ("config", "convolution", "geometry", "launch")}
 TRITON_PASSES_ALONE = {"backends.triton.forward_pass", "backends.triton.backward_pass"}
-TRITON_PASSES = TRITON_PASSES_ALONE | {f"backends.triton.{name}" for name in ("config", "launch", "workloads")}
+TRITON_PASSES = TRITON_PASSES_ALONE | {"backends.triton.config", "backends.triton.launch", "workloads"}
 
 # What each module may import from the package.
 ALLOWED = {
@@ -40,7 +40,7 @@ ALLOWED = {
     "backends.triton.forward_pass": TRITON_KERNELS | TRITON_LAUNCHES,
     "backends.triton.backward_pass": TRITON_KERNELS | TRITON_LAUNCHES,
     "backends.triton.replay": TRITON_PASSES_ALONE | {"backends.triton.config", "backends.triton.launch", "spec"},
-    "backends.triton.workloads": {"spec"},
+    "workloads": {"spec"},
     "backends.triton.offline": TRITON_PASSES,
     "backends.triton.tune": TRITON_PASSES | {"files"},
     "backends.triton": {"spec", "backends.triton.config", "backends.triton.launch", "backends.triton.replay"}
@@ -54,10 +54,11 @@ ALLOWED = {
     "convert": {"layers"},
     "models": {"layers"},
     "env_report": {"backends", "backends.extension", "version", "_C"},
-    "cli": {"backends", "backends.triton", "env_report", "robustness", "robustness.demo", "version"},
+    "cli": {"backends", "backends.triton", "env_report", "robustness", "robustness.demo", "version", "workloads"},
     "__main__": {"cli"},
     "__init__": {"backends", "convert", "functional", "layers", "models", "reference", "version"},
 }
+EXTRAS = ("bench", "robustness")
 ORDER = ["layers", "functional", "autograd", "ops", "backends", "spec"]
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
@@ -125,7 +126,7 @@ def test_modules_import_only_what_they_may(name):
 
 def test_every_module_has_its_place():
     inner = {module_name(path) or "__init__" for path in FILES}
-    inner = {name for name in inner if not name.startswith("robustness")}
+    inner = {name for name in inner if not name.startswith(EXTRAS)}
     assert inner == set(ALLOWED)
 
 
@@ -136,7 +137,7 @@ def test_imports_run_one_way():
         for path in files:
             known = {found.split(".")[0] for found in of_the_package(imports(path))}
             assert not known & set(ORDER[:place]), path.name
-            assert not known & {"convert", "models", "cli", "robustness"}, path.name
+            assert not known & {"convert", "models", "cli", *EXTRAS}, path.name
 
 
 def test_the_chain_is_not_broken():
@@ -159,7 +160,7 @@ def test_the_foundations_import_torch_and_the_standard_library_alone(name):
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_optional_packages_are_imported_where_they_belong(path):
     name = module_name(path)
-    if name.startswith("robustness"):
+    if name.startswith(EXTRAS):
         allowed = OPTIONAL - {"triton"}
     elif name.startswith("backends.triton"):
         allowed = {"triton"} if name != "backends.triton" else set()  # the package itself must import without it
@@ -170,10 +171,10 @@ def test_optional_packages_are_imported_where_they_belong(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_nothing_outside_imports_the_robustness_extra_at_module_level(path):
+def test_nothing_outside_imports_an_extra_at_module_level(path):
     name = module_name(path)
     found = {target.split(".")[0] for target in imports(path, everywhere=False)}
-    assert name.startswith("robustness") or "robustness" not in found
+    assert name.startswith(EXTRAS) or not found & set(EXTRAS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
@@ -187,9 +188,9 @@ def test_importing_the_package_is_light():
     script = (
         "import sys, ccn_kernels, ccn_kernels.layers, ccn_kernels.convert, ccn_kernels.models\n"
         "print(*sorted({name.split('.')[0] for name in sys.modules}))\n"
-        "print('ccn_kernels.robustness' in sys.modules, 'ccn_kernels._C' in sys.modules)"
+        "print(*(f'ccn_kernels.{name}' in sys.modules for name in ('bench', 'robustness', '_C')))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded, others = done.stdout.splitlines()
     assert not set(loaded.split()) & OPTIONAL - {"tqdm"}  # torch brings that one in itself
-    assert others == "False False"
+    assert others == "False False False"

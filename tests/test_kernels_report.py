@@ -10,7 +10,7 @@ from ccn_kernels.backends.triton import offline
 from ccn_kernels.backends.triton.config import Device, Tile
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.launch import Problem
-from ccn_kernels.backends.triton.workloads import LAYERS, Layer
+from ccn_kernels.workloads import LAYERS, Layer
 
 KEYS = {"kernel", "config", "registers", "spills", "shared_bytes", "wgmma", "mma", "bulk_copies", "serialized"}
 SOUND = {"kernel": "forward_descriptor", "config": "", "registers": 128, "spills": 0, "shared_bytes": 1000, "wgmma": 4,

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from shapes import Shape
-from timing import interleaved
 from torch import Tensor
 
 from ccn_kernels.backends import triton as backend
+from ccn_kernels.bench.timing import interleaved
 from ccn_kernels.functional import compact_conv2d
 
 from .case import Case

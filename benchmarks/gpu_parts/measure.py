@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from timing import interleaved
 from torch import Tensor
+
+from ccn_kernels.bench.timing import interleaved
 
 from .case import Named, relative_error
 from .run import Run, brief

@@ -20,8 +20,8 @@ from ccn_kernels.backends.triton.config import HYBRID, Device, Tile
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.geometry import Geometry, box_of, is_linear, strides_of
 from ccn_kernels.backends.triton.launch import Problem, tiles_of
-from ccn_kernels.backends.triton.workloads import LAYERS, Layer
 from ccn_kernels.spec import ConvSpec
+from ccn_kernels.workloads import LAYERS, Layer
 
 H200, A100 = Device("NVIDIA H200", 90, 132), Device("NVIDIA A100-SXM4-80GB", 80, 108)
 DEVICES = [H200, A100, Device("Tesla T4", 75, 40), Device("interpreter", 90, 1, is_interpreter=True)]

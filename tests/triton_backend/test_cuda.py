@@ -15,8 +15,8 @@ from ccn_kernels import CompactConv2d, CompactLinear
 from ccn_kernels.backends.triton import config, device
 from ccn_kernels.backends.triton.config import Tile
 from ccn_kernels.backends.triton.launch import Problem
-from ccn_kernels.backends.triton.workloads import LAYERS, Layer
 from ccn_kernels.functional import compact_conv2d
+from ccn_kernels.workloads import LAYERS, Layer
 
 if calls.INTERPRETED or not torch.cuda.is_available():
     pytest.skip("it needs a CUDA GPU, and kernels that are compiled for it", allow_module_level=True)

@@ -9,7 +9,7 @@ from calls import DEVICE
 from ccn_kernels.backends import triton
 from ccn_kernels.backends.triton import config, tune
 from ccn_kernels.backends.triton.config import HYBRID, Tile
-from ccn_kernels.backends.triton.workloads import Layer
+from ccn_kernels.workloads import Layer
 
 LAYER = Layer("tiny", 2, 8, 16, 4)
 SMALL = Tile("gather", 32, 16, 16, warps=4, stages=2)

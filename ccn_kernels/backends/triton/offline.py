@@ -15,12 +15,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
+from ...workloads import LAYERS, Layer
 from . import config
 from .backward_pass import Backward
 from .config import Device
 from .forward_pass import Forward
 from .launch import Launch, Problem
-from .workloads import LAYERS, Layer
 
 ARCHITECTURES = {f"sm_{capability}": capability for capability in (75, 80, 86, 89, 90, 100, 120)}
 PROCESSORS = 132  # of the GPU that is not there: an H200's

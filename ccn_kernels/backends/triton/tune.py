@@ -14,12 +14,12 @@ import triton
 from torch import Tensor
 
 from ...files import read_json, write_json
+from ...workloads import Layer
 from . import config
 from .backward_pass import Backward
 from .config import Device, Tile
 from .forward_pass import Forward
 from .launch import Problem
-from .workloads import Layer
 
 KINDS = ("forward", "dgrad", "wgrad")
 TOLERANCE = 2e-2  # of a result against the hybrid's, relative and norm-wise; a tile beyond it is no candidate

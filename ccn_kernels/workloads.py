@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...spec import ConvSpec
+from .spec import ConvSpec
 
 
 class Layer(NamedTuple):

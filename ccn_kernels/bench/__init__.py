@@ -1,0 +1,1 @@
+"""Throughput: workloads, providers, honest timing, records (`ccn bench`); an optional extra."""
