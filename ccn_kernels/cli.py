@@ -118,8 +118,8 @@ def _tune(args: argparse.Namespace) -> None:
     if args.channels:
         names = ("size", "kernel", "stride", "padding", "groups", "rank")
         settings = {name: getattr(args, name) for name in names}
-        own = workloads.Layer("own", args.batch, *args.channels, **settings, channels_last=not args.contiguous)
-        layers = (own,)
+        inputs, outputs = args.channels
+        layers = (workloads.Layer("own", args.batch, inputs, outputs, **settings, channels_last=not args.contiguous),)
     for line in tune.tune(layers, args.dtypes, args.out, triton.device(None), again=args.again):
         print(line, flush=True)
     print(f"wrote {args.out}; it is used where CCN_TUNED={args.out} is set")
