@@ -198,7 +198,8 @@ def write_ninja(path: Path, library: Path, module: Path) -> None:
         for name, flags in INSTRUCTION_SETS.items():
             if X86 or not flags:
                 named = [*COMMON, *LOOPS, f"-DCCN_ISA={name}", *flags]
-                objects.append(compile(f"passes_{name}", CSRC / "cpu" / "passes.cpp", named))
+                for loops in ("passes", "direct"):
+                    objects.append(compile(f"{loops}_{name}", CSRC / "cpu" / f"{loops}.cpp", named))
         linker, linker_flag = "link", "-Wl,"
         if PLAN["cuda"] == "built":
             cuda_flags = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", *arch_flags(), *torch_flags]

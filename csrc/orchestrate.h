@@ -123,10 +123,9 @@ inline std::pair<Tensor, Tensor> convolve_backward(const Tensor& e, const Tensor
           needs.weight ? torch::stable::matmul(torch::stable::transpose(e, 0, 1), x) : Tensor()};
 }
 
-// Calls visit(first image, images) for each chunk that the device asks for.
-template <class Device, class Visit>
-void for_each_chunk(const Geometry& geo, size_t element_size, const Visit& visit) {
-  const int64_t step = Device::images_per_chunk(geo, element_size);
+// Calls visit(first image, images) for each chunk of `step` images.
+template <class Visit>
+void for_each_chunk(const Geometry& geo, int64_t step, const Visit& visit) {
   for (int64_t first = 0; first < geo.batch; first += step) visit(first, std::min(step, geo.batch - first));
 }
 
@@ -156,6 +155,28 @@ struct Operands {
   }
 };
 
+// Uninitialised, what `convolve` would return.
+template <class T>
+Tensor empty_result(const Tensor& x, const Operands<T>& operands, bool channels_last) {
+  Geometry geo = operands.geo;
+  geo.batch = x.size(0);
+  const Axes shape = output_shape(geo, operands.weight.size(0), operands.conv.stride.size());
+  return torch::stable::empty(shape, kType<T>, std::nullopt, x.device(), std::nullopt,
+                              format_of(channels_last, x.dim()));
+}
+
+// Finishes a convolution: r, and y and z from u.
+template <class Device, class T>
+void divide(const Layout& layout, const Tensor& x, T delta, T* r, ForwardEpilogue<T> epilogue) {
+  const Geometry& geo = layout.geo;
+  const Tensor plane = empty({geo.batch, geo.groups, geo.in_pixels()}, kType<T>, x);
+  const Tensor inverse = empty({geo.batch, geo.groups, geo.out_pixels()}, kType<T>, x);
+  Device::template sum_of_squares<T>(layout, data<T>(x), mutable_data<T>(plane));
+  Device::template patch_norm<T>(layout, data<T>(plane), delta, r, mutable_data<T>(inverse));
+  epilogue.inverse_divisor = data<T>(inverse);
+  Device::template forward_epilogue<T>(layout, epilogue);
+}
+
 template <class Device, class T>
 std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Operands<T>& operands, bool relu, bool save) {
   const auto& [geo, conv, delta, weight, bias, alpha] = operands;
@@ -167,26 +188,29 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Operand
     y = torch::stable::to(convolve(torch::stable::to(input, kType<T>), weight, conv), type);
     return {y, save ? torch::stable::empty_like(y) : z, norm};
   }
-  for_each_chunk<Device>(geo, sizeof(T), [&](int64_t first, int64_t count) {
+  const bool wants_channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
+  const std::optional<Tensor> packed = Device::template pack<T>({geo, wants_channels_last}, weight, bias);
+  const int64_t step = packed && !narrow ? geo.batch : Device::images_per_chunk(geo, sizeof(T));
+  for_each_chunk(geo, step, [&](int64_t first, int64_t count) {
     const Tensor x = torch::stable::to(images(input, first, count), kType<T>);
-    const Tensor u = convolve(x, weight, conv);
-    const Layout layout = layout_of(geo, count, is_channels_last(u));
+    const Tensor u = packed ? empty_result(x, operands, wants_channels_last) : convolve(x, weight, conv);
+    const Layout layout = layout_of(geo, count, packed ? wants_channels_last : is_channels_last(u));
     if (first == 0) {
       y = count == geo.batch && !narrow ? u : empty_images(u, geo.batch, type);
       if (save) z = empty_images(u, geo.batch, type);
     }
-    const Tensor x_laid = in_layout(x, layout.channels_last, kType<T>);
-    const Tensor plane = empty({count, geo.groups, geo.in_pixels()}, kType<T>, input);
-    const Tensor inverse = empty({count, geo.groups, geo.out_pixels()}, kType<T>, input);
-    Device::template sum_of_squares<T>(layout, data<T>(x_laid), mutable_data<T>(plane));
-    Device::template patch_norm<T>(layout, data<T>(plane), delta, mutable_data<T>(images(norm, first, count)),
-                                   mutable_data<T>(inverse));
     // A narrower result is computed in place and copied: the copy narrows.
     const Tensor chunk_y = narrow ? u : images(y, first, count);
     const Tensor chunk_z = !save ? z : narrow ? empty_images(u, count, kType<T>) : images(z, first, count);
-    Device::template forward_epilogue<T>(
-        layout, {data<T>(u), data<T>(inverse), data<T>(bias), data<T>(alpha), relu, mutable_data<T>(chunk_y),
-                 save ? mutable_data<T>(chunk_z) : nullptr});
+    const Tensor x_laid = in_layout(x, layout.channels_last, kType<T>);
+    const ForwardEpilogue<T> epilogue{data<T>(u), nullptr, data<T>(bias), data<T>(alpha), relu, mutable_data<T>(chunk_y),
+                                      save ? mutable_data<T>(chunk_z) : nullptr};
+    T* r = mutable_data<T>(images(norm, first, count));
+    if (packed) {
+      Device::template direct<T>(layout, data<T>(x_laid), data<T>(*packed), delta, r, epilogue);
+    } else {
+      divide<Device, T>(layout, x_laid, delta, r, epilogue);
+    }
     if (narrow) copy(chunk_y, images(y, first, count));
     if (narrow && save) copy(chunk_z, images(z, first, count));
   });
@@ -296,7 +320,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
                                                        format_of(channels_last, input.dim()))
                                 : none();
   Backward<Device, T> backward(input, operands, channels_last, moment_from_y, needs);
-  for_each_chunk<Device>(operands.geo, sizeof(T), [&](int64_t first, int64_t count) {
+  for_each_chunk(operands.geo, Device::images_per_chunk(operands.geo, sizeof(T)), [&](int64_t first, int64_t count) {
     const auto part = [&](const Tensor& t) { return in_layout(images(t, first, count), channels_last, kType<T>); };
     const auto optional_part = [&](const std::optional<Tensor>& t, bool wanted) {
       return t && wanted ? std::optional(part(*t)) : std::nullopt;

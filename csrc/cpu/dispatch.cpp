@@ -5,6 +5,8 @@
   namespace ccn::cpu::isa {           \
   extern const Passes<float> kFloat;  \
   extern const Passes<double> kDouble; \
+  extern const Direct<float> kDirectFloat;   \
+  extern const Direct<double> kDirectDouble; \
   }
 
 CCN_DECLARE(baseline)
@@ -20,16 +22,18 @@ struct Choice {
   const char* name;
   const Passes<float>* for_float;
   const Passes<double>* for_double;
+  const Direct<float>* direct_float;
+  const Direct<double>* direct_double;
 };
 
 Choice choose() {
 #ifdef CCN_X86
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return {"avx512", &avx512::kFloat, &avx512::kDouble};
+    return {"avx512", &avx512::kFloat, &avx512::kDouble, &avx512::kDirectFloat, &avx512::kDirectDouble};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return {"avx2", &avx2::kFloat, &avx2::kDouble};
+    return {"avx2", &avx2::kFloat, &avx2::kDouble, &avx2::kDirectFloat, &avx2::kDirectDouble};
 #endif
-  return {"baseline", &baseline::kFloat, &baseline::kDouble};
+  return {"baseline", &baseline::kFloat, &baseline::kDouble, &baseline::kDirectFloat, &baseline::kDirectDouble};
 }
 
 const Choice& choice() {
@@ -44,6 +48,12 @@ const Passes<float>& passes<float>() { return *choice().for_float; }
 
 template <>
 const Passes<double>& passes<double>() { return *choice().for_double; }
+
+template <>
+const Direct<float>& direct_loops<float>() { return *choice().direct_float; }
+
+template <>
+const Direct<double>& direct_loops<double>() { return *choice().direct_double; }
 
 const char* instruction_set() { return choice().name; }
 

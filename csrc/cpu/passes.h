@@ -41,6 +41,73 @@ struct Passes {
 template <class T>
 const Passes<T>& passes();
 
+// How the convolution of our own (direct.cpp) splits the output: blocks of rows and columns of one image, so small that
+// the input they read stays in a core's cache.
+struct DirectTiling {
+  const Layout& layout;
+  size_t element_size;
+
+  struct Task {
+    int64_t image;
+    Range rows, columns;
+  };
+
+  static constexpr int64_t kBytes = 96 << 10, kColumns = 128, kLeastTasks = 16;
+
+  int64_t columns() const { return layout.geo.out[2] < kColumns ? layout.geo.out[2] : kColumns; }
+
+  int64_t rows() const {
+    const Geometry& geo = layout.geo;
+    const int64_t row_bytes = input_columns() * geo.in_channels * element_size;
+    const int64_t fit = (kBytes / row_bytes - reach(1)) / geo.stride[1] + 1;
+    const int64_t share = geo.batch * geo.out[1] / kLeastTasks;  // small batches are split for the threads' sake
+    const int64_t most = fit < share ? fit : share;
+    return most < 1 ? 1 : most < geo.out[1] ? most : geo.out[1];
+  }
+
+  int64_t input_rows() const { return (rows() - 1) * layout.geo.stride[1] + reach(1); }
+  int64_t input_columns() const { return (columns() - 1) * layout.geo.stride[2] + reach(2); }
+  int64_t tasks() const { return layout.geo.batch * down() * across(); }
+
+  Task task(int64_t index) const {
+    const int64_t row = index / across() % down() * rows(), column = index % across() * columns();
+    const int64_t last_row = smaller(row + rows(), layout.geo.out[1]);
+    const int64_t last_column = smaller(column + columns(), layout.geo.out[2]);
+    return {index / across() / down(), {row, last_row}, {column, last_column}};
+  }
+
+ private:
+  int64_t down() const { return ceil_div(layout.geo.out[1], rows()); }
+  int64_t across() const { return ceil_div(layout.geo.out[2], columns()); }
+  static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+  int64_t reach(int axis) const { return (layout.geo.kernel[axis] - 1) * layout.geo.dilation[axis] + 1; }
+};
+
+template <class T>
+struct DirectForward {
+  const T* x;       // [N, C, P]
+  const T* packed;  // weight and bias, by `pack`
+  const T* alpha;   // one value
+  T delta;
+  bool relu;
+  T* r;  // [N, P]
+  T* y;  // [N, O, P]
+  T* z;  // [N, O, P] u / d, or null
+};
+
+template <class T>
+struct Direct {
+  bool (*suits)(const Layout&);  // whether it can, and is the faster way
+  int64_t (*pack_size)(const Layout&);
+  // weight [O, C, taps], bias [O]
+  void (*pack)(const Layout&, const T* weight, const T* bias, T* packed);
+  // tasks: DirectTiling{layout, sizeof(T)}.tasks()
+  void (*forward)(const Layout&, const DirectForward<T>&, Range tasks);
+};
+
+template <class T>
+const Direct<T>& direct_loops();
+
 const char* instruction_set();
 
 }  // namespace ccn::cpu

@@ -1,0 +1,384 @@
+// A convolution of our own, for layers whose weights stay in a core's cache. A tile of the output is summed in registers
+// and divided by its patch norms before it is stored: the output crosses memory once, where ATen's convolution would
+// write it for us to read and to write again.
+//
+// Compiled once per instruction set, as passes.cpp is; no standard-library templates here either.
+#include <new>
+
+#include "passes.h"
+
+namespace ccn::cpu::CCN_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kScalars = 12;  // 24 accumulators of 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kScalars = 6;  // 12 of 16
+#else
+constexpr int kVectorBytes = 16, kScalars = 6;
+#endif
+constexpr int kVectors = 2;
+
+template <class T>
+struct Simd {
+  typedef T Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+};
+
+template <class T>
+using Vector = typename Simd<T>::Vector;
+
+template <class T>
+constexpr int kWidth = kVectorBytes / sizeof(T);
+
+template <class T>
+constexpr int kLanes = kVectors * kWidth<T>;
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t padded(int64_t count, int64_t multiple) { return ceil_div(count, multiple) * multiple; }
+
+// A tile is an outer product, summed over the patch: scalars times lanes. In channels_last scalars are pixels and lanes
+// are outputs, in contiguous tensors scalars are outputs and lanes are pixels of a row. Tiles are of nearly equal size,
+// for small ones leave the arithmetic units waiting.
+struct Span {
+  int64_t begin, end;
+  int count() const { return static_cast<int>(end - begin); }
+};
+struct Tiles {
+  int64_t count, size, larger;  // the first `larger` tiles hold one more
+
+  explicit Tiles(int64_t scalars) : count(ceil_div(scalars, kScalars)), size(scalars / count), larger(scalars % count) {}
+  Span operator[](int64_t index) const {
+    const int64_t begin = index * size + min(index, larger);
+    return {begin, begin + size + (index < larger)};
+  }
+};
+
+// A block of the output's rows and columns, and a copy of the input that it reads, padded with zeros: the copy is
+// [planes, rows, pitch], its pixels `depth` numbers wide.
+template <class T>
+struct Block {
+  const Layout& layout;
+  DirectTiling tiling;
+  int64_t planes, depth, rows, columns, pitch, patch;
+  T *image, *squares, *norm, *inverse;  // scratch
+  int32_t* offsets;  // [patch] from a patch's first number in `image` to each, in the order of the packed weights
+
+  explicit Block(const Layout& of) : layout(of), tiling{of, sizeof(T)} {
+    const Geometry& geo = layout.geo;
+    planes = layout.channels_last ? 1 : geo.in_channels;
+    depth = layout.channels_last ? geo.in_channels : 1;
+    rows = tiling.input_rows();
+    columns = tiling.input_columns();
+    pitch = columns * depth + (layout.channels_last ? 0 : kLanes<T>);
+    patch = geo.in_channels * geo.kernel[1] * geo.kernel[2];
+
+    const int64_t image_size = planes * rows * pitch, outputs = tiling.rows() * tiling.columns() + kLanes<T>;
+    const int64_t numbers = image_size + rows * columns + 2 * outputs;
+    image = static_cast<T*>(::operator new(numbers * sizeof(T) + patch * sizeof(int32_t)));
+    squares = image + image_size;
+    norm = squares + rows * columns;
+    inverse = norm + outputs;
+    offsets = reinterpret_cast<int32_t*>(inverse + outputs);
+    for (int64_t k = 0; k < patch; ++k) {
+      const int64_t tap = k / geo.in_channels, channel = k % geo.in_channels;
+      const int64_t row = tap / geo.kernel[2] * geo.dilation[1], column = tap % geo.kernel[2] * geo.dilation[2];
+      offsets[k] = row * pitch + column * depth + channel * (layout.channels_last ? 1 : rows * pitch);
+    }
+  }
+  Block(const Block&) = delete;
+  ~Block() { ::operator delete(image); }
+};
+
+template <class T>
+inline void fill(T* out, int64_t count, T value) {
+  for (int64_t i = 0; i < count; ++i) out[i] = value;
+}
+
+// Copies image `n`, from input coordinate (top, left) on, into the block.
+template <class T>
+void load(const Block<T>& block, const T* x, int64_t n, int64_t top, int64_t left) {
+  const Geometry& geo = block.layout.geo;
+  const int64_t first = min(max(-left, 0), block.columns), last = max(min(geo.in[2] - left, block.columns), first);
+  for (int64_t plane = 0; plane < block.planes; ++plane) {
+    for (int64_t row = 0; row < block.rows; ++row) {
+      T* out = block.image + (plane * block.rows + row) * block.pitch;
+      const int64_t h = top + row;
+      if (h < 0 || h >= geo.in[1]) {
+        fill(out, block.pitch, T(0));
+        continue;
+      }
+      const T* in = x + (((n * block.planes + plane) * geo.in[1] + h) * geo.in[2] + left) * block.depth;
+      fill(out, first * block.depth, T(0));
+      __builtin_memcpy(out + first * block.depth, in + first * block.depth, (last - first) * block.depth * sizeof(T));
+      fill(out + last * block.depth, block.pitch - last * block.depth, T(0));
+    }
+  }
+}
+
+// squares[row, column] = sum over channels
+template <class T>
+void square(const Block<T>& block) {
+  for (int64_t row = 0; row < block.rows; ++row) {
+    T* out = block.squares + row * block.columns;
+    if (block.layout.channels_last) {
+      const T* in = block.image + row * block.pitch;
+      for (int64_t column = 0; column < block.columns; ++column, in += block.depth) {
+        T sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < block.depth; ++c) sum += in[c] * in[c];
+        out[column] = sum;
+      }
+      continue;
+    }
+    fill(out, block.columns, T(0));
+    for (int64_t plane = 0; plane < block.planes; ++plane) {
+      const T* in = block.image + (plane * block.rows + row) * block.pitch;
+#pragma omp simd
+      for (int64_t column = 0; column < block.columns; ++column) out[column] += in[column] * in[column];
+    }
+  }
+}
+
+// The patch norms and the reciprocal divisors of a block's outputs, [rows, columns].
+template <class T>
+void norms(const Block<T>& block, int64_t rows, int64_t columns, T delta) {
+  const Geometry& geo = block.layout.geo;
+  const int64_t stride = geo.stride[2];
+  for (int64_t row = 0; row < rows; ++row) {
+    T *norm = block.norm + row * columns, *inverse = block.inverse + row * columns;
+    fill(norm, columns, T(0));
+    for (int64_t kh = 0; kh < geo.kernel[1]; ++kh) {
+      const T* squares = block.squares + (row * geo.stride[1] + kh * geo.dilation[1]) * block.columns;
+      for (int64_t kw = 0; kw < geo.kernel[2]; ++kw) {
+        const T* tap = squares + kw * geo.dilation[2];
+#pragma omp simd
+        for (int64_t w = 0; w < columns; ++w) norm[w] += tap[w * stride];
+      }
+    }
+#pragma omp simd
+    for (int64_t w = 0; w < columns; ++w) {
+      norm[w] = std::sqrt(norm[w]);
+      inverse[w] = reciprocal_divisor(norm[w], delta);
+    }
+  }
+}
+
+template <class T>
+inline Vector<T> finished(Vector<T> quotient, T alpha, Vector<T> bias, bool relu) {
+  const Vector<T> value = alpha * quotient + bias, zero = {};
+  return relu ? (value < zero ? zero : value) : value;  // NaN passes, as in torch.relu
+}
+
+template <class T>
+inline void store(T* out, const Vector<T> (&values)[kVectors], int64_t lanes) {
+  if (lanes >= kLanes<T>) {
+    for (int v = 0; v < kVectors; ++v) reinterpret_cast<Vector<T>*>(out)[v] = values[v];
+  } else {
+    const T* value = reinterpret_cast<const T*>(values);
+    for (int64_t i = 0; i < lanes; ++i) out[i] = value[i];
+  }
+}
+
+// Adds scalar s times the lanes to sums[s].
+template <class T, int kCount>
+struct Sums {
+  Vector<T> of[kCount][kVectors] = {};
+
+  template <class Scalar>
+  void add(const T* lanes, Scalar scalar) {
+    const auto* loaded = reinterpret_cast<const Vector<T>*>(lanes);
+    const Vector<T> first = loaded[0], second = loaded[1];
+    static_assert(kVectors == 2);
+#pragma GCC unroll 16
+    for (int s = 0; s < kCount; ++s) {
+      const T factor = scalar(s);
+      of[s][0] += factor * first;
+      of[s][1] += factor * second;
+    }
+  }
+};
+
+// All outputs of `kCount` pixels, channels_last. `pixels`: where their patches begin; inverse, y and z begin with the
+// first of them.
+template <class T, int kCount>
+void tile_of_pixels(const Block<T>& block, const DirectForward<T>& args, const T* const* pixels, const T* inverse, T* y,
+                    T* z) {
+  const int32_t* end = block.offsets + block.patch;
+  const int64_t outputs = block.layout.geo.out_channels;
+  const T *packed = args.packed, *bias = args.packed + padded(outputs, kLanes<T>) * block.patch;
+  const T alpha = *args.alpha;
+  const T* pixel[kCount];
+  for (int s = 0; s < kCount; ++s) pixel[s] = pixels[s];
+  for (int64_t o = 0; o < outputs; o += kLanes<T>) {
+    Sums<T, kCount> sums;
+    for (const int32_t* at = block.offsets; at < end; ++at, packed += kLanes<T>) {
+      sums.add(packed, [&](int s) { return pixel[s][*at]; });
+    }
+    const auto* biases = reinterpret_cast<const Vector<T>*>(bias + o);
+#pragma GCC unroll 16
+    for (int s = 0; s < kCount; ++s) {
+      Vector<T> quotients[kVectors], values[kVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        quotients[v] = sums.of[s][v] * inverse[s];
+        values[v] = finished<T>(quotients[v], alpha, biases[v], args.relu);
+      }
+      store(y + s * outputs + o, values, outputs - o);
+      if (z) store(z + s * outputs + o, quotients, outputs - o);
+    }
+  }
+}
+
+// `kCount` outputs of up to kLanes pixels of a row, contiguous. `weights`: theirs, packed; `inverse`, y and z begin with
+// the first pixel and the first output.
+template <class T, int kCount>
+void tile_of_outputs(const Block<T>& block, const DirectForward<T>& args, const T* weights, const T* bias,
+                     const T* image, const T* inverse, int64_t lanes, T* y, T* z) {
+  const int64_t pixels = block.layout.geo.out_pixels();
+  const T alpha = *args.alpha;
+  Sums<T, kCount> sums;
+  for (const int32_t *at = block.offsets, *end = at + block.patch; at < end; ++at, weights += kCount) {
+    sums.add(image + *at, [&](int s) { return weights[s]; });
+  }
+  const auto* inverses = reinterpret_cast<const Vector<T>*>(inverse);
+#pragma GCC unroll 16
+  for (int s = 0; s < kCount; ++s) {
+    Vector<T> quotients[kVectors], values[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      quotients[v] = sums.of[s][v] * inverses[v];
+      values[v] = finished<T>(quotients[v], alpha, Vector<T>{} + bias[s], args.relu);
+    }
+    store(y + s * pixels, values, lanes);
+    if (z) store(z + s * pixels, quotients, lanes);
+  }
+}
+
+template <class T, int kCount = kScalars, class... Args>
+void tile_of_pixels(int count, const Args&... args) {
+  if (count == kCount) return tile_of_pixels<T, kCount>(args...);
+  if constexpr (kCount > 1) tile_of_pixels<T, kCount - 1>(count, args...);
+}
+
+template <class T, int kCount = kScalars, class... Args>
+void tile_of_outputs(int count, const Args&... args) {
+  if (count == kCount) return tile_of_outputs<T, kCount>(args...);
+  if constexpr (kCount > 1) tile_of_outputs<T, kCount - 1>(count, args...);
+}
+
+// Rows of a block that follow each other in y, each `columns` pixels long; `at` is the first pixel's place in y.
+template <class T>
+void strip_channels_last(const Block<T>& block, const DirectForward<T>& args, int64_t first, int64_t rows,
+                         int64_t columns, int64_t at) {
+  const Geometry& geo = block.layout.geo;
+  const int64_t count = rows * columns, down = geo.stride[1] * block.pitch, across = geo.stride[2] * block.depth;
+  const T *row = block.image + first * down, *pixel = row, *end = row + columns * across;
+  const Tiles tiles(count);
+  for (int64_t index = 0; index < tiles.count; ++index) {
+    const Span span = tiles[index];
+    const T* pixels[kScalars];
+    for (int s = 0; s < span.count(); ++s) {
+      pixels[s] = pixel;
+      pixel += across;
+      if (pixel != end) continue;
+      pixel = row += down;
+      end += down;
+    }
+    const int64_t to = (at + span.begin) * geo.out_channels;
+    tile_of_pixels<T>(span.count(), block, args, static_cast<const T* const*>(pixels),
+                      block.inverse + first * columns + span.begin, args.y + to, args.z ? args.z + to : nullptr);
+  }
+}
+
+// One row of a block: `count` pixels; `at` is the first one's place among the pixels of image `n`.
+template <class T>
+void row_contiguous(const Block<T>& block, const DirectForward<T>& args, int64_t row, int64_t count, int64_t n,
+                    int64_t at) {
+  const Geometry& geo = block.layout.geo;
+  const int64_t outputs = geo.out_channels;
+  const Tiles tiles(outputs);
+  const T* bias = args.packed + outputs * block.patch;
+  for (int64_t next = 0; next < count; next += kLanes<T>) {
+    const int64_t w = max(0, min(next, count - kLanes<T>));  // the last tile is computed whole, overlapping its neighbour
+    const T* image = block.image + row * geo.stride[1] * block.pitch + w;
+    for (int64_t index = 0; index < tiles.count; ++index) {
+      const Span span = tiles[index];
+      const int64_t to = (n * outputs + span.begin) * geo.out_pixels() + at + w;
+      tile_of_outputs<T>(span.count(), block, args, args.packed + span.begin * block.patch, bias + span.begin, image,
+                         block.inverse + row * count + w, count - w, args.y + to, args.z ? args.z + to : nullptr);
+    }
+  }
+}
+
+template <class T>
+void direct_forward(const Layout& layout, const DirectForward<T>& args, Range tasks) {
+  const Geometry& geo = layout.geo;
+  const Block<T> block(layout);
+  for (int64_t task = tasks.begin; task < tasks.end; ++task) {
+    const auto [n, rows, columns] = block.tiling.task(task);
+    const int64_t height = rows.end - rows.begin, width = columns.end - columns.begin;
+    load(block, args.x, n, input_coordinate(geo, 1, rows.begin, 0), input_coordinate(geo, 2, columns.begin, 0));
+    square(block);
+    norms(block, height, width, args.delta);
+    const int64_t at = rows.begin * geo.out[2] + columns.begin, image = n * geo.out_pixels();
+    const bool whole = layout.channels_last && width == geo.out[2];  // its rows follow each other in the output
+    for (int64_t row = 0; row < height; ++row) {
+      const int64_t to = at + row * geo.out[2];
+      __builtin_memcpy(args.r + image + to, block.norm + row * width, width * sizeof(T));
+      if (!layout.channels_last) {
+        row_contiguous(block, args, row, width, n, to);
+      } else if (!whole) {
+        strip_channels_last(block, args, row, 1, width, image + to);
+      }
+    }
+    if (whole) strip_channels_last(block, args, 0, height, width, image + at);
+  }
+}
+
+// [O, C, taps] in the order in which tiles walk, [tiles, taps, C, tile], where tiles are of lanes (channels_last) or of
+// scalars; then the bias, padded to lanes.
+template <class T>
+void direct_pack(const Layout& layout, const T* weight, const T* bias, T* packed) {
+  const Geometry& geo = layout.geo;
+  const int64_t taps = geo.kernel[1] * geo.kernel[2], patch = geo.in_channels * taps, outputs = geo.out_channels;
+  const Tiles tiles(outputs);
+  for (int64_t index = 0; index < (layout.channels_last ? ceil_div(outputs, kLanes<T>) : tiles.count); ++index) {
+    const Span span = layout.channels_last ? Span{index * kLanes<T>, (index + 1) * kLanes<T>} : tiles[index];
+    for (int64_t k = 0; k < patch; ++k) {
+      const T* from = weight + k % geo.in_channels * taps + k / geo.in_channels;
+      for (int64_t o = span.begin; o < span.end; ++o) *packed++ = o < outputs ? from[o * patch] : T(0);
+    }
+  }
+  for (int64_t o = 0; o < padded(outputs, kLanes<T>); ++o) *packed++ = o < outputs ? bias[o] : T(0);
+}
+
+template <class T>
+int64_t direct_pack_size(const Layout& layout) {
+  const Geometry& geo = layout.geo;
+  return padded(geo.out_channels, kLanes<T>) * (geo.in_channels * geo.kernel[1] * geo.kernel[2] + 1);
+}
+
+// Measured against ATen's convolution and our passes; see benchmarks/PERFORMANCE.md.
+template <class T>
+bool direct_suits(const Layout& layout) {
+  constexpr int64_t kBytes = 192 << 10, kContiguousBytes = 48 << 10, kBlockBytes = 1 << 20;
+  const Geometry& geo = layout.geo;
+  if (geo.groups != 1 || geo.in[0] != 1 || geo.kernel[0] != 1 || geo.out[0] != 1) return false;
+  if (geo.in_channels == 0 || geo.out_channels == 0 || geo.out_pixels() == 0) return false;
+  if (!layout.channels_last && geo.stride[2] != 1) return false;  // lanes are loaded together
+  const DirectTiling tiling{layout, sizeof(T)};
+  const int64_t block = tiling.input_rows() * tiling.input_columns() * geo.in_channels;
+  if (block > kBlockBytes / int64_t{sizeof(T)}) return false;  // a wide dilation
+  const int64_t lanes = layout.channels_last ? geo.out_channels : geo.out[2];
+  const bool full = 10 * lanes >= 9 * padded(lanes, kLanes<T>);
+  const int64_t bytes = direct_pack_size<T>(layout) * sizeof(T);
+  return full && bytes <= (layout.channels_last ? kBytes : kContiguousBytes);
+}
+
+}  // namespace
+
+extern const Direct<float> kDirectFloat = {direct_suits<float>, direct_pack_size<float>, direct_pack, direct_forward};
+extern const Direct<double> kDirectDouble = {direct_suits<double>, direct_pack_size<double>, direct_pack, direct_forward};
+
+}  // namespace ccn::cpu::CCN_ISA

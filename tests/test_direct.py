@@ -1,0 +1,79 @@
+"""The CPU's convolution of our own: the layers that take it, at every edge of its tiles, against the oracle."""
+
+import problems
+import pytest
+import torch
+
+FORMATS = {"contiguous": (False, False), "channels_last": (True, True)}
+
+# Channels of 16 and pixels of rows come in whole vectors, or nearly: else ATen's convolution is taken.
+LAYERS = {
+    "a first layer": {"channels": (3, 64), "size": (9, 32), "padding": 1},
+    "one channel": {"channels": (1, 32), "size": (6, 30), "padding": 2},
+    "tiles of every size": {"channels": (4, 16), "size": (5, 17), "padding": 1},
+    "outputs that fill no vector": {"channels": (5, 31), "size": (4, 32), "padding": 1},
+    "several blocks of columns": {"channels": (2, 16), "size": (3, 290), "padding": 1},
+    "several blocks of rows": {"channels": (16, 16), "size": (70, 32), "padding": 1, "batch": 2},
+    "one image": {"channels": (3, 16), "size": (40, 32), "padding": 1, "batch": 1},
+    "a stride": {"channels": (3, 32), "size": (13, 33), "padding": 1, "stride": 2},
+    "a stride down the columns": {"channels": (3, 32), "size": (13, 32), "padding": 1, "stride": (3, 1)},
+    "a dilation": {"channels": (3, 32), "size": (9, 34), "padding": 1, "dilation": 2},
+    "uneven axes": {"channels": (3, 16), "size": (7, 35), "kernel": (2, 5), "padding": (0, 1), "dilation": (3, 1)},
+    "more padding than kernel": {"channels": (3, 16), "size": (2, 26), "kernel": 2, "padding": (4, 3)},
+    "no padding": {"channels": (3, 16), "size": (8, 34)},
+    "1 x 1": {"channels": (16, 48), "size": (5, 16), "kernel": 1},
+    "11 x 11": {"channels": (3, 16), "size": (12, 32), "kernel": 11, "padding": 5},
+    "one dimension": {"rank": 1, "channels": (8, 16), "size": 160, "kernel": 5, "padding": 2},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("formats", FORMATS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_results_are_those_of_the_oracle(layer, formats, dtype):
+    settings = {"rank": 2, "batch": 3, **LAYERS[layer]}
+    if settings["rank"] == 1 and formats == "channels_last":
+        formats = "contiguous"
+    problem = problems.make(**settings, dtype=dtype, formats=FORMATS[formats])
+    problems.assert_accurate(problem, problem.run("cpu"))
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
+@pytest.mark.parametrize("formats", FORMATS)
+def test_the_end_of_a_tile(formats, relu, bias):
+    problem = problems.make(channels=(3, 32), size=(6, 33), padding=1, relu=relu, bias=bias, formats=FORMATS[formats])
+    problems.assert_accurate(problem, problem.run("cpu"))
+
+
+@pytest.mark.parametrize("formats", FORMATS)
+def test_nan_and_infinity_pass_the_fused_relu(formats):
+    x = torch.randn(2, 3, 8, 32)
+    x[0, 1, 3, 7], x[1, 2, 5, 20] = float("nan"), float("inf")
+    problem = problems.make(channels=(3, 16), size=(8, 32), padding=1, relu=True, formats=FORMATS[formats])
+    problem.input = problems.in_format(x, FORMATS[formats][0])
+    actual = problems.PUBLIC[2](*problem.operands, padding=1, activation="relu", backend="cpu")
+    expected = problems.PUBLIC[2](*problem.operands, padding=1, activation="relu", backend="reference")
+    torch.testing.assert_close(actual, expected, equal_nan=True)
+    assert actual.isnan().any()
+
+
+@pytest.mark.parametrize("formats", FORMATS)
+def test_the_same_bits_whatever_the_threads_and_the_batch(formats):
+    problem = problems.make(channels=(3, 64), size=(20, 32), padding=1, batch=4, formats=FORMATS[formats])
+    call = {"padding": 1, "backend": "cpu"}
+    whole = problems.PUBLIC[2](*problem.operands, **call)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = problems.PUBLIC[2](problem.input[1:2], *problem.operands[1:], **call)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(whole[1:2], alone)
+
+
+@pytest.mark.parametrize("dilation", [400, 20_000])
+def test_a_dilation_so_wide_that_a_block_would_not_fit_the_cache(dilation):
+    problem = problems.make(channels=(16, 16), size=(3, dilation + 2), kernel=(1, 2), dilation=(1, dilation), batch=1,
+                            formats=(True, True))  # fmt: skip
+    problems.assert_accurate(problem, problem.run("cpu"))
