@@ -362,7 +362,7 @@ int64_t direct_pack_size(const Layout& layout) {
 // Measured against ATen's convolution and our passes; see benchmarks/PERFORMANCE.md.
 template <class T>
 bool direct_suits(const Layout& layout) {
-  constexpr int64_t kBytes = 192 << 10, kContiguousBytes = 48 << 10, kBlockBytes = 1 << 20;
+  constexpr int64_t kBytes = 320 << 10, kContiguousBytes = 48 << 10, kBlockBytes = 1 << 20;
   const Geometry& geo = layout.geo;
   if (geo.groups != 1 || geo.in[0] != 1 || geo.kernel[0] != 1 || geo.out[0] != 1) return false;
   if (geo.in_channels == 0 || geo.out_channels == 0 || geo.out_pixels() == 0) return false;

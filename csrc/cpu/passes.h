@@ -52,7 +52,7 @@ struct DirectTiling {
     Range rows, columns;
   };
 
-  static constexpr int64_t kBytes = 96 << 10, kColumns = 128, kLeastTasks = 16;
+  static constexpr int64_t kBytes = 192 << 10, kColumns = 128, kLeastTasks = 16;
 
   int64_t columns() const { return layout.geo.out[2] < kColumns ? layout.geo.out[2] : kColumns; }
 
