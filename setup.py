@@ -104,6 +104,16 @@ def plan() -> dict[str, str]:
 PLAN = plan()
 
 
+def without_torch() -> list[tuple[str, Path, list[str]]]:
+    """Name, source and flags of the objects that need no PyTorch; `make guard` counts their instructions."""
+    loops = [
+        (f"passes_{name}", CSRC / "cpu" / "passes.cpp", [*COMMON, *LOOPS, f"-DCCN_ISA={name}", *flags])
+        for name, flags in INSTRUCTION_SETS.items()
+        if X86 or not flags
+    ]
+    return [("dispatch", CSRC / "cpu" / "dispatch.cpp", COMMON + ["-DCCN_X86"] * X86), *loops]
+
+
 def arch_flags() -> list[str]:
     """nvcc's flags for TORCH_CUDA_ARCH_LIST ("8.0;9.0a;10.0+PTX"); every major architecture where it is not set."""
     wanted = re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
@@ -193,12 +203,8 @@ def write_ninja(path: Path, library: Path, module: Path) -> None:
             compile("library", CSRC / "library.cpp", COMMON + torch_flags),
             compile("geometry", CSRC / "geometry.cpp", COMMON + torch_flags),
             compile("cpu", CSRC / "cpu" / "compact_conv.cpp", COMMON + torch_flags),
-            compile("dispatch", CSRC / "cpu" / "dispatch.cpp", COMMON + ["-DCCN_X86"] * X86),
+            *(compile(*described) for described in without_torch()),
         ]
-        for name, flags in INSTRUCTION_SETS.items():
-            if X86 or not flags:
-                named = [*COMMON, *LOOPS, f"-DCCN_ISA={name}", *flags]
-                objects.append(compile(f"passes_{name}", CSRC / "cpu" / "passes.cpp", named))
         linker, linker_flag = "link", "-Wl,"
         if PLAN["cuda"] == "built":
             cuda_flags = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", *arch_flags(), *torch_flags]
@@ -231,8 +237,9 @@ def nvcc_version() -> str:
     return match.group(1) if match else "unknown"
 
 
-native = [Extension(f"ccn_kernels.{name}", []) for name in ("libccn_native", "_C")]
-setup(
-    ext_modules=native if PLAN["cpu"] == "built" else [],
-    cmdclass={"build_py": BuildPy, "build_ext": NinjaBuild},
-)
+if __name__ == "__main__":
+    native = [Extension(f"ccn_kernels.{name}", []) for name in ("libccn_native", "_C")]
+    setup(
+        ext_modules=native if PLAN["cpu"] == "built" else [],
+        cmdclass={"build_py": BuildPy, "build_ext": NinjaBuild},
+    )
