@@ -139,4 +139,4 @@ def markdown(lines: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
 
 
 def cell(value: Any) -> str:
-    return "–" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
