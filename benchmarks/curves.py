@@ -66,14 +66,15 @@ def intensities(record: Record, provider: str) -> Iterable[tuple[float, float]]:
 
 def growth(record: Record) -> Figure:
     """Time and peak memory of plain convolution and ours along four axes."""
-    if not any(record.main_rows(f"growth-{along}", step) for along in AXES for step in STEPS):
+    measured = [along for along in AXES if any(rows_with_times(record, along))]
+    if not measured:
         raise NotMeasured("growth rows")
-    figure = Figure(figsize=(WIDTH, 15), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.5 + 3.4 * len(measured)), layout="constrained")
     figure.suptitle(title(record, "Cost as work grows", timing(record)))
-    for row, along in zip(figure.subplots(len(AXES), 2), AXES, strict=True):
-        curves(row, record, along)
+    for row, along in zip(figure.subplots(len(measured), 2, squeeze=False), measured, strict=True):
+        each = curves(row, record, along)
         for axis, unit in zip(row, ("time, ms", "peak memory, MB"), strict=True):
-            axis.set(title=f"by {AXES[along]}", ylabel=unit)
+            axis.set(title=f"by {AXES[along]}", ylabel=f"{unit}{each}")
             whole_decades(axis, PLAIN)
             axis.grid(alpha=0.3)
     known = {
@@ -83,14 +84,19 @@ def growth(record: Record) -> Figure:
     return figure
 
 
-def curves(row: Sequence[Any], record: Record, along: str) -> None:
-    """Of both providers and passes: time, and memory beside it."""
-    ticks = set()
+def rows_with_times(record: Record, along: str) -> Iterable[Row]:
+    for step in LINES:
+        yield from (row for row in record.main_rows(f"growth-{along}", step) if row["median_us"])
+
+
+def curves(row: Sequence[Any], record: Record, along: str) -> str:
+    """Of both providers and passes: time, and memory beside it; where batches differ, an image's, which it says."""
+    panels = {step: by_workload(record.main_rows(f"growth-{along}", step)) for step in LINES}
+    keys = {key for panel in panels.values() for key in panel}
+    mixed = along != "batch" and len({batch for _, batch in keys}) > 1
     for provider in ("conv", "ccn"):
         for step, line in LINES.items():
-            panel = by_workload(record.main_rows(f"growth-{along}", step))
-            points = sorted(points_of(panel, along, provider))
-            ticks |= {point[0] for point in points}
+            points = sorted(points_of(panels[step], along, provider, mixed))
             look = {
                 "color": COLORS[provider],
                 "marker": MARKERS[provider],
@@ -98,18 +104,23 @@ def curves(row: Sequence[Any], record: Record, along: str) -> None:
             }
             for axis, number in zip(row, (1, 2), strict=True):
                 axis.plot([point[0] for point in points], [point[number] for point in points], line, **look)
+    ticks = sorted({size(key, along) for key in keys})
     for axis in row:
         axis.set(xscale="log", yscale="log")
-        axis.xaxis.set(major_locator=FixedLocator(sorted(ticks)), minor_locator=NullLocator(), major_formatter=PLAIN)
-        axis.tick_params(axis="x", rotation=60 if len(ticks) > 6 else 0)
+        axis.xaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator(), major_formatter=PLAIN)
+        axis.tick_params(axis="x", rotation=90 if len(ticks) > 6 else 0)
+    return " an image" if mixed else ""
 
 
-def points_of(panel: dict[tuple[str, int], list[Row]], along: str, provider: str) -> Iterable[tuple[int, float, float]]:
+def points_of(
+    panel: dict[tuple[str, int], list[Row]], along: str, provider: str, mixed: bool
+) -> Iterable[tuple[int, float, float]]:
     """Size, milliseconds, megabytes."""
     for key, rows in panel.items():
         row = fastest(rows, provider)
         if row:
-            yield size(key, along), row["median_us"] / 1e3, row["peak_mb"]
+            images = row["batch"] if mixed else 1
+            yield size(key, along), row["median_us"] / 1e3 / images, row["peak_mb"] / images
 
 
 def size(key: tuple[str, int], axis: str) -> int:

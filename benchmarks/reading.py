@@ -76,9 +76,8 @@ def is_record(content: Any) -> bool:
 def newest(folder: Path, *, gpu: bool) -> Record | None:
     """The latest record of a GPU, or of a CPU; other JSON files there are not looked at."""
     records = [load(path) for path in sorted(folder.glob("*.json")) if is_record(read_json(path))]
-    return max(
-        (record for record in records if record.gpu == gpu), key=lambda found: found.environment["date"], default=None
-    )
+    wanted = [record for record in records if record.gpu == gpu]
+    return max(wanted, key=lambda found: [found.environment[name] for name in ("date", "ccn_kernels")], default=None)
 
 
 def select(rows: Iterable[Row], wanted: dict[str, Any]) -> list[Row]:
@@ -135,7 +134,7 @@ def markdown(lines: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
     columns = [[line[i] for line in lines] for i in kept]
     sides = ["right" if any(isinstance(value, int | float) for value in column) else "left" for column in columns]
     cells = zip(*([cell(value) for value in column] for column in columns), strict=True)
-    return tabulate(cells, [headers[i] for i in kept], tablefmt="github", disable_numparse=True, colalign=sides)
+    return tabulate(cells, [headers[i] for i in kept], tablefmt="pipe", disable_numparse=True, colalign=sides)
 
 
 def cell(value: Any) -> str:

@@ -100,3 +100,11 @@ def test_growth_has_time_and_memory_of_both_passes(everything):
     assert [list(line.get_xdata()) for line in time.lines] == [[1, 8, 64, 512]] * 4
     assert time.lines[0].get_ydata()[0] < time.lines[1].get_ydata()[0]  # a training step takes longer
     assert memory.lines[0].get_ydata()[-1] == pytest.approx(512 * 32**2 * 128 * 4 / 1e6)
+
+
+def test_where_batches_differ_costs_are_an_images(save, row):
+    rows = [row(batch=batch, workload=f"64-64@{size}", suite="growth-image", peak_mb=64.0)
+            for size, batch in ((8, 64), (224, 2))]  # fmt: skip
+    time, memory = curves.growth(reading.load(save(rows))).axes  # the other axes are not there
+    assert (time.get_ylabel(), memory.get_ylabel()) == ("time, ms an image", "peak memory, MB an image")
+    assert [list(line.get_ydata()) for line in memory.lines if len(line.get_ydata())] == [[1.0, 32.0]]
