@@ -70,12 +70,17 @@ def load(path: Path) -> Record:
 
 
 def is_record(content: Any) -> bool:
-    return isinstance(content, dict) and {"environment", "rows"} <= content.keys()
+    return (
+        isinstance(content, dict)
+        and {"environment", "rows"} <= content.keys()
+        and all("suite" in row for row in content["rows"])
+    )
 
 
 def newest(folder: Path, *, gpu: bool) -> Record | None:
-    """The latest record of a GPU, or of a CPU; other JSON files there are not looked at."""
-    records = [load(path) for path in sorted(folder.glob("*.json")) if is_record(read_json(path))]
+    """The latest record of a GPU, or of a CPU; other files there, and what `ccn bench` put aside, do not count."""
+    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.endswith(".old.json")]
+    records = [load(path) for path in paths if is_record(read_json(path))]
     wanted = [record for record in records if record.gpu == gpu]
     return max(wanted, key=lambda found: [found.environment[name] for name in ("date", "ccn_kernels")], default=None)
 

@@ -84,6 +84,8 @@ def test_the_newest_record_counts(root, save, row):
     for number, date in ((1, "2026-01-02"), (2, "2026-11-24"), (3, "2026-05-05")):
         rows = [row("conv", 1000.0), row("ccn", 1000.0 * number)]
         keep(root, save(rows, f"amd-epyc-0.{number}.0.json", date=date, ccn_kernels=f"0.{number}.0"))
+    aside = save([row("conv", 1000.0), row("ccn", 9000.0)], "amd-epyc-0.2.0.old.json", date="2026-12-24")
+    keep(root, aside)
     readme.main([], root)
     assert cells((root / "README.md").read_text(), ["64→128@16", "64", "forward"])[-1] == "2.00"
 
