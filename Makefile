@@ -4,9 +4,10 @@ PYTHON := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 OLDEST := .venv-triton-3.6
 INTERPRETED := TRITON_INTERPRET=1 OMP_WAIT_POLICY=passive PYTHONPATH=$(CURDIR)
+ACCEPTED := $(if $(ACCEPT),--accept)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test test-triton test-oldest-triton kernels lint dist bench gpu abi-check clean
+.PHONY: demo test test-triton test-oldest-triton kernels guard lint dist bench readme gpu abi-check clean
 
 demo: $(VENV)/built  ## trains and attacks plain and compact networks on digits, prints a table, draws a picture
 	$(VENV)/bin/ccn demo
@@ -21,8 +22,12 @@ test-oldest-triton: $(OLDEST)/deps  ## the same, and the offline compilation, un
 	$(INTERPRETED) $(OLDEST)/bin/python -m pytest tests/triton_backend
 	for arch in sm_80 sm_90 sm_100; do $(OLDEST)/bin/python -m ccn_kernels kernels --check --arch $$arch || exit; done
 
-kernels: $(VENV)/built  ## every kernel that may be chosen, compiled for GPUs that need not be there: no spills
-	for arch in sm_80 sm_90 sm_100; do $(VENV)/bin/ccn kernels --check --arch $$arch || exit; done
+kernels: $(VENV)/built  ## every kernel that may be chosen, compiled for GPUs that need not be there: no spills, nothing worse
+	for arch in sm_80 sm_90 sm_100; do \
+		$(VENV)/bin/ccn kernels --check --arch $$arch --against tests/guard/kernels-$$arch.json $(ACCEPTED) || exit; done
+
+guard: $(VENV)/built  ## instructions that the CPU kernels take on small layers, against those on record (needs valgrind)
+	$(PYTHON) tests/guard/instructions.py $(ACCEPTED)
 
 lint: $(VENV)/built
 	$(VENV)/bin/ruff check .
@@ -31,6 +36,9 @@ lint: $(VENV)/built
 
 bench: $(VENV)/built  ## the CPU ratios to F.conv2d, as a table and as benchmarks/results/*.json
 	$(PYTHON) benchmarks/cpu_ratios.py
+
+readme: $(VENV)/built  ## the README's table of speed and its pictures, from benchmarks/results/
+	$(PYTHON) benchmarks/readme.py
 
 gpu:  ## tests and times on an NVIDIA GPU, by the python3 of an environment that has torch and triton; see GPU_ARGS=--help
 	python3 benchmarks/gpu.py $(GPU_ARGS)

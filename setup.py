@@ -104,6 +104,17 @@ def plan() -> dict[str, str]:
 PLAN = plan()
 
 
+def without_torch() -> list[tuple[str, Path, list[str]]]:
+    """Name, source and flags of the objects that need no PyTorch; `make guard` counts their instructions."""
+    loops = [
+        (f"{file}_{name}", CSRC / "cpu" / f"{file}.cpp", [*COMMON, *LOOPS, f"-DCCN_ISA={name}", *flags])
+        for name, flags in INSTRUCTION_SETS.items()
+        for file in ("passes", "direct")
+        if X86 or not flags
+    ]
+    return [("dispatch", CSRC / "cpu" / "dispatch.cpp", COMMON + ["-DCCN_X86"] * X86), *loops]
+
+
 def arch_flags() -> list[str]:
     """nvcc's flags for TORCH_CUDA_ARCH_LIST ("8.0;9.0a;10.0+PTX"); every major architecture where it is not set."""
     wanted = re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
@@ -193,13 +204,8 @@ def write_ninja(path: Path, library: Path, module: Path) -> None:
             compile("library", CSRC / "library.cpp", COMMON + torch_flags),
             compile("geometry", CSRC / "geometry.cpp", COMMON + torch_flags),
             compile("cpu", CSRC / "cpu" / "compact_conv.cpp", COMMON + torch_flags),
-            compile("dispatch", CSRC / "cpu" / "dispatch.cpp", COMMON + ["-DCCN_X86"] * X86),
+            *(compile(*described) for described in without_torch()),
         ]
-        for name, flags in INSTRUCTION_SETS.items():
-            if X86 or not flags:
-                named = [*COMMON, *LOOPS, f"-DCCN_ISA={name}", *flags]
-                for loops in ("passes", "direct"):
-                    objects.append(compile(f"{loops}_{name}", CSRC / "cpu" / f"{loops}.cpp", named))
         linker, linker_flag = "link", "-Wl,"
         if PLAN["cuda"] == "built":
             cuda_flags = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", *arch_flags(), *torch_flags]
@@ -232,8 +238,9 @@ def nvcc_version() -> str:
     return match.group(1) if match else "unknown"
 
 
-native = [Extension(f"ccn_kernels.{name}", []) for name in ("libccn_native", "_C")]
-setup(
-    ext_modules=native if PLAN["cpu"] == "built" else [],
-    cmdclass={"build_py": BuildPy, "build_ext": NinjaBuild},
-)
+if __name__ == "__main__":
+    native = [Extension(f"ccn_kernels.{name}", []) for name in ("libccn_native", "_C")]
+    setup(
+        ext_modules=native if PLAN["cpu"] == "built" else [],
+        cmdclass={"build_py": BuildPy, "build_ext": NinjaBuild},
+    )

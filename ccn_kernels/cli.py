@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument("--arch", default="sm_90", metavar="sm_80|sm_90|sm_100|...")
     kernels.add_argument("--json", action="store_true", help="print JSON")
     kernels.add_argument("--check", action="store_true", help="fail on spills and other faults")
+    kernels.add_argument("--against", metavar="FILE", type=Path, help="fail on what is worse than on record there")
+    kernels.add_argument("--accept", action="store_true", help="record what is compiled now in FILE")
     _add_dtypes(kernels)
     kernels.set_defaults(run=_kernels)
 
@@ -89,7 +91,10 @@ def _add_layer(parser: argparse.ArgumentParser) -> None:
 
 
 def _kernels(args: argparse.Namespace) -> None:
-    offline = _triton_module("offline")
+    offline, recorded = _triton_module("offline"), _triton_module("recorded")
+    if args.accept and args.against is None:
+        raise ValueError("--accept needs --against FILE, the file to write")
+    before = recorded.load(args.against, args.arch) if args.against and not args.accept else None
     rows, faults = [], []
     for row in offline.report(args.arch, args.dtypes):
         rows.append(row)
@@ -100,8 +105,13 @@ def _kernels(args: argparse.Namespace) -> None:
             print(f"{row['kernel']} {row['config']}: {numbers}", flush=True)
     if args.json:
         print(json.dumps(rows, indent=2))
-    if args.check and faults:
-        raise RuntimeError("\n".join([f"{len(faults)} faults in {len(rows)} kernels for {args.arch}", *faults]))
+    if args.accept:
+        recorded.save(args.against, args.arch, rows)
+    worse = recorded.regressions(rows, before) if before is not None else []
+    if worse or (faults and args.check):
+        found = [*(faults if args.check else []), *worse]
+        hint = ["what is worse than on record, and meant: --accept writes it"] if worse else []
+        raise RuntimeError("\n".join([f"{len(found)} faults in {len(rows)} kernels for {args.arch}", *found, *hint]))
 
 
 def _tune(args: argparse.Namespace) -> None:

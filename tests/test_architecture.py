@@ -42,6 +42,7 @@ ALLOWED = {
     "backends.triton.replay": TRITON_PASSES_ALONE | {"backends.triton.config", "backends.triton.launch", "spec"},
     "workloads": {"spec"},
     "backends.triton.offline": TRITON_PASSES,
+    "backends.triton.recorded": {"files"},
     "backends.triton.tune": TRITON_PASSES | {"files"},
     "backends.triton": {"spec", "backends.triton.config", "backends.triton.launch", "backends.triton.replay"}
     | TRITON_PASSES_ALONE,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ccn_kernels import cli
-from ccn_kernels.backends.triton import offline
+from ccn_kernels.backends.triton import offline, recorded
 from ccn_kernels.backends.triton.config import Device, Tile
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.launch import Problem
@@ -87,3 +87,56 @@ def test_an_unknown_architecture_is_named(capsys):
 def test_tuning_needs_a_gpu(capsys):
     assert cli.main(["tune"]) == 1
     assert "cannot tune: PyTorch sees no CUDA GPU" in capsys.readouterr().err
+
+
+@pytest.fixture
+def on_record(tmp_path):
+    recorded.save(tmp_path / "kernels.json", "sm_90", [SOUND, {**SOUND, "registers": 200}])
+    return tmp_path / "kernels.json"
+
+
+@pytest.mark.parametrize(
+    ("registers", "change", "complaint"),
+    [
+        ((140, 220), {}, ""),
+        ((128, 221), {}, "forward_descriptor  takes [128, 221] registers, [128, 200] on record"),
+        ((141, 200), {}, "takes [141, 200] registers"),
+        ((128,), {}, "is compiled 1 times, 2 on record"),
+        ((128, 200), {"spills": 4}, "spills 4 bytes, 0 on record"),
+        ((128, 200), {"wgmma": 0}, "has lost its wgmma"),
+        ((128, 200), {"config": "other"}, "forward_descriptor other is not on record"),
+    ],
+)
+def test_what_is_worse_than_on_record_is_a_fault(monkeypatch, capsys, on_record, registers, change, complaint):
+    rows = [{**SOUND, **change, "registers": number} for number in registers]
+    monkeypatch.setattr(offline, "report", lambda arch, dtypes: iter(rows))
+    status = cli.main(["kernels", "--against", str(on_record)])
+    message = capsys.readouterr().err
+    assert status == bool(complaint)
+    assert complaint in message
+    assert ("--accept writes it" in message) == bool(complaint)
+    assert cli.main(["kernels", "--against", str(on_record), "--accept"]) == 0
+    assert cli.main(["kernels", "--against", str(on_record)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arch", "sm_80"], "kernels.json was recorded with arch sm_90, this is sm_80"),
+        (["--against", "missing.json"], "missing.json is missing: --accept writes it"),
+    ],
+)
+def test_only_equals_are_compared(capsys, on_record, arguments, message):
+    assert cli.main(["kernels", "--against", str(on_record), *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_another_triton_is_named(monkeypatch, capsys, on_record):
+    monkeypatch.setattr(recorded.triton, "__version__", "2.0")
+    assert cli.main(["kernels", "--against", str(on_record)]) == 1
+    assert "this is 2.0" in capsys.readouterr().err
+
+
+def test_accepting_needs_a_file(capsys):
+    assert cli.main(["kernels", "--accept"]) == 1
+    assert "--accept needs --against" in capsys.readouterr().err
