@@ -4,6 +4,7 @@ PYTHON := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 OLDEST := .venv-triton-3.6
 INTERPRETED := TRITON_INTERPRET=1 OMP_WAIT_POLICY=passive PYTHONPATH=$(CURDIR)
+ARCHITECTURES := sm_80 sm_90 sm_100
 ACCEPTED := $(if $(ACCEPT),--accept)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
@@ -18,13 +19,16 @@ test: $(VENV)/built test-triton  ## the test suite
 test-triton: $(VENV)/built  ## the Triton kernels in Triton's interpreter: no GPU needed
 	$(INTERPRETED) $(PYTHON) -m pytest tests/triton_backend
 
-test-oldest-triton: $(OLDEST)/deps  ## the same, and the offline compilation, under the oldest Triton that is supported
+test-oldest-triton: $(OLDEST)/deps $(ARCHITECTURES:%=oldest-kernels-%)  ## the same, and the offline compilation, under the oldest Triton that is supported
 	$(INTERPRETED) $(OLDEST)/bin/python -m pytest tests/triton_backend
-	for arch in sm_80 sm_90 sm_100; do $(OLDEST)/bin/python -m ccn_kernels kernels --check --arch $$arch || exit; done
 
-kernels: $(VENV)/built  ## every kernel that may be chosen, compiled for GPUs that need not be there: no spills, nothing worse
-	for arch in sm_80 sm_90 sm_100; do \
-		$(VENV)/bin/ccn kernels --check --arch $$arch --against tests/guard/kernels-$$arch.json $(ACCEPTED) || exit; done
+oldest-kernels-%: $(OLDEST)/deps
+	$(OLDEST)/bin/python -m ccn_kernels kernels --check --arch $*
+
+kernels: $(ARCHITECTURES:%=kernels-%)  ## every kernel that may be chosen, compiled for GPUs that need not be there: no spills, nothing worse (make -j2)
+
+kernels-%: $(VENV)/built
+	$(VENV)/bin/ccn kernels --check --arch $* --against tests/guard/kernels-$*.json $(ACCEPTED)
 
 guard: $(VENV)/built  ## instructions that the CPU kernels take on small layers, against those on record (needs valgrind)
 	$(PYTHON) tests/guard/instructions.py $(ACCEPTED)
