@@ -1,4 +1,4 @@
-"""The CPU's convolution of our own: the layers that take it, at every edge of its tiles, against the oracle."""
+"""The CPU's convolutions of our own: the layers that take it, at every edge of its tiles, against the oracle."""
 
 import problems
 import pytest
@@ -23,6 +23,12 @@ LAYERS = {
     "no padding": {"channels": (3, 16), "size": (8, 34)},
     "1 x 1": {"channels": (16, 48), "size": (5, 16), "kernel": 1},
     "11 x 11": {"channels": (3, 16), "size": (12, 32), "kernel": 11, "padding": 5},
+    "depthwise": {"channels": (32, 32), "groups": 32, "size": (9, 17), "padding": 1},
+    "depthwise, strided": {"channels": (16, 16), "groups": 16, "size": (9, 17), "padding": 1, "stride": 2},
+    "depthwise, dilated": {"channels": (16, 16), "groups": 16, "size": (9, 37), "padding": (0, 2), "dilation": (3, 2)},
+    "depthwise, wide": {"channels": (48, 48), "groups": 48, "size": (3, 150), "kernel": (2, 7), "padding": (0, 3)},
+    "depthwise, rows apart": {"channels": (16, 16), "groups": 16, "size": (11, 5), "padding": 1, "stride": (2, 1)},
+    "one dimension, depthwise": {"rank": 1, "channels": (16, 16), "groups": 16, "size": 40, "padding": 1},
     "one dimension": {"rank": 1, "channels": (8, 16), "size": 160, "kernel": 5, "padding": 2},
 }
 
@@ -41,19 +47,26 @@ def test_results_are_those_of_the_oracle(layer, formats, dtype):
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
 @pytest.mark.parametrize("formats", FORMATS)
-def test_the_end_of_a_tile(formats, relu, bias):
-    problem = problems.make(channels=(3, 32), size=(6, 33), padding=1, relu=relu, bias=bias, formats=FORMATS[formats])
+@pytest.mark.parametrize(
+    "layer", [{"channels": (3, 32)}, {"channels": (32, 32), "groups": 32}], ids=["dense", "depthwise"]
+)
+def test_the_end_of_a_tile(layer, formats, relu, bias):
+    problem = problems.make(**layer, size=(6, 33), padding=1, relu=relu, bias=bias, formats=FORMATS[formats])
     problems.assert_accurate(problem, problem.run("cpu"))
 
 
 @pytest.mark.parametrize("formats", FORMATS)
-def test_nan_and_infinity_pass_the_fused_relu(formats):
-    x = torch.randn(2, 3, 8, 32)
+@pytest.mark.parametrize(
+    "layer", [{"channels": (16, 16)}, {"channels": (16, 16), "groups": 16}], ids=["dense", "depthwise"]
+)
+def test_nan_and_infinity_pass_the_fused_relu(layer, formats):
+    x = torch.randn(2, 16, 8, 32)
     x[0, 1, 3, 7], x[1, 2, 5, 20] = float("nan"), float("inf")
-    problem = problems.make(channels=(3, 16), size=(8, 32), padding=1, relu=True, formats=FORMATS[formats])
+    problem = problems.make(**layer, size=(8, 32), padding=1, relu=True, formats=FORMATS[formats])
     problem.input = problems.in_format(x, FORMATS[formats][0])
-    actual = problems.PUBLIC[2](*problem.operands, padding=1, activation="relu", backend="cpu")
-    expected = problems.PUBLIC[2](*problem.operands, padding=1, activation="relu", backend="reference")
+    call = {"activation": "relu", **problem.geometry}
+    actual = problems.PUBLIC[2](*problem.operands, **call, backend="cpu")
+    expected = problems.PUBLIC[2](*problem.operands, **call, backend="reference")
     torch.testing.assert_close(actual, expected, equal_nan=True)
     assert actual.isnan().any()
 

@@ -32,9 +32,9 @@ struct Device {
   // Weight and bias as the convolution of our own wants them, where it is the faster one.
   template <class T>
   static std::optional<Tensor> pack(const Layout& layout, const Tensor& weight, const Tensor& bias) {
-    if (!direct_loops<T>().suits(layout)) return std::nullopt;
-    const Tensor packed = empty({direct_loops<T>().pack_size(layout)}, kType<T>, weight);
-    direct_loops<T>().pack(layout, data<T>(in_layout(weight, false, kType<T>)), data<T>(bias), mutable_data<T>(packed));
+    if (!direct_loops<T>(layout).suits(layout)) return std::nullopt;
+    const Tensor packed = empty({direct_loops<T>(layout).pack_size(layout)}, kType<T>, weight);
+    direct_loops<T>(layout).pack(layout, data<T>(in_layout(weight, false, kType<T>)), data<T>(bias), mutable_data<T>(packed));
     return packed;
   }
 
@@ -43,7 +43,7 @@ struct Device {
     const DirectForward<T> forward{x, packed, args.alpha, delta, args.relu, r, args.y, args.z};
     const int64_t tasks = DirectTiling{layout, sizeof(T)}.tasks();
     parallel(tasks, layout.geo.batch * layout.geo.out_pixels() * layout.outputs() / tasks,
-             [&](Range range) { direct_loops<T>().forward(layout, forward, range); });
+             [&](Range range) { direct_loops<T>(layout).forward(layout, forward, range); });
   }
 
   static int64_t bias_rows(const Layout& layout) { return Prologue{layout}.bias_rows(); }

@@ -3,39 +3,16 @@
 // write it for us to read and to write again.
 //
 // Compiled once per instruction set, as passes.cpp is; no standard-library templates here either.
-#include <new>
-
-#include "passes.h"
+#include "block.h"
 
 namespace ccn::cpu::CCN_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kScalars = 12;  // 24 accumulators of 32 registers
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kScalars = 6;  // 12 of 16
+constexpr int kScalars = 12;  // 24 accumulators of 32 registers
 #else
-constexpr int kVectorBytes = 16, kScalars = 6;
+constexpr int kScalars = 6;  // 12 of 16
 #endif
-constexpr int kVectors = 2;
-
-template <class T>
-struct Simd {
-  typedef T Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
-};
-
-template <class T>
-using Vector = typename Simd<T>::Vector;
-
-template <class T>
-constexpr int kWidth = kVectorBytes / sizeof(T);
-
-template <class T>
-constexpr int kLanes = kVectors * kWidth<T>;
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t padded(int64_t count, int64_t multiple) { return ceil_div(count, multiple) * multiple; }
 
 // A tile is an outer product, summed over the patch: scalars times lanes. In channels_last scalars are pixels and lanes
 // are outputs, in contiguous tensors scalars are outputs and lanes are pixels of a row. Tiles are of nearly equal size,
@@ -54,67 +31,26 @@ struct Tiles {
   }
 };
 
-// A block of the output's rows and columns, and a copy of the input that it reads, padded with zeros: the copy is
-// [planes, rows, pitch], its pixels `depth` numbers wide.
+// A block of the output's rows and columns.
 template <class T>
-struct Block {
-  const Layout& layout;
-  DirectTiling tiling;
-  int64_t planes, depth, rows, columns, pitch, patch;
-  T *image, *squares, *norm, *inverse;  // scratch
-  int32_t* offsets;  // [patch] from a patch's first number in `image` to each, in the order of the packed weights
+struct Block : Image<T> {
+  int64_t patch;
+  T *squares, *norm, *inverse;  // [rows, columns] of the input; of the output, twice
+  int32_t* offsets;             // [patch] from a patch's first number to each, in the order of the packed weights
 
-  explicit Block(const Layout& of) : layout(of), tiling{of, sizeof(T)} {
+  explicit Block(const Layout& layout) : Image<T>(layout) {
     const Geometry& geo = layout.geo;
-    planes = layout.channels_last ? 1 : geo.in_channels;
-    depth = layout.channels_last ? geo.in_channels : 1;
-    rows = tiling.input_rows();
-    columns = tiling.input_columns();
-    pitch = columns * depth + (layout.channels_last ? 0 : kLanes<T>);
+    const int64_t inputs = this->rows * this->columns;
+    const int64_t outputs = this->tiling.rows() * this->tiling.columns() + kLanes<T>;
     patch = geo.in_channels * geo.kernel[1] * geo.kernel[2];
-
-    const int64_t image_size = planes * rows * pitch, outputs = tiling.rows() * tiling.columns() + kLanes<T>;
-    const int64_t numbers = image_size + rows * columns + 2 * outputs;
-    image = static_cast<T*>(::operator new(numbers * sizeof(T) + patch * sizeof(int32_t)));
-    squares = image + image_size;
-    norm = squares + rows * columns;
+    squares = static_cast<T*>(::operator new((inputs + 2 * outputs) * sizeof(T) + patch * sizeof(int32_t)));
+    norm = squares + inputs;
     inverse = norm + outputs;
     offsets = reinterpret_cast<int32_t*>(inverse + outputs);
-    for (int64_t k = 0; k < patch; ++k) {
-      const int64_t tap = k / geo.in_channels, channel = k % geo.in_channels;
-      const int64_t row = tap / geo.kernel[2] * geo.dilation[1], column = tap % geo.kernel[2] * geo.dilation[2];
-      offsets[k] = row * pitch + column * depth + channel * (layout.channels_last ? 1 : rows * pitch);
-    }
+    for (int64_t k = 0; k < patch; ++k) offsets[k] = this->offset(k / geo.in_channels, k % geo.in_channels);
   }
-  Block(const Block&) = delete;
-  ~Block() { ::operator delete(image); }
+  ~Block() { ::operator delete(squares); }
 };
-
-template <class T>
-inline void fill(T* out, int64_t count, T value) {
-  for (int64_t i = 0; i < count; ++i) out[i] = value;
-}
-
-// Copies image `n`, from input coordinate (top, left) on, into the block.
-template <class T>
-void load(const Block<T>& block, const T* x, int64_t n, int64_t top, int64_t left) {
-  const Geometry& geo = block.layout.geo;
-  const int64_t first = min(max(-left, 0), block.columns), last = max(min(geo.in[2] - left, block.columns), first);
-  for (int64_t plane = 0; plane < block.planes; ++plane) {
-    for (int64_t row = 0; row < block.rows; ++row) {
-      T* out = block.image + (plane * block.rows + row) * block.pitch;
-      const int64_t h = top + row;
-      if (h < 0 || h >= geo.in[1]) {
-        fill(out, block.pitch, T(0));
-        continue;
-      }
-      const T* in = x + (((n * block.planes + plane) * geo.in[1] + h) * geo.in[2] + left) * block.depth;
-      fill(out, first * block.depth, T(0));
-      __builtin_memcpy(out + first * block.depth, in + first * block.depth, (last - first) * block.depth * sizeof(T));
-      fill(out + last * block.depth, block.pitch - last * block.depth, T(0));
-    }
-  }
-}
 
 // squares[row, column] = sum over channels
 template <class T>
@@ -122,7 +58,7 @@ void square(const Block<T>& block) {
   for (int64_t row = 0; row < block.rows; ++row) {
     T* out = block.squares + row * block.columns;
     if (block.layout.channels_last) {
-      const T* in = block.image + row * block.pitch;
+      const T* in = block.data + row * block.pitch;
       for (int64_t column = 0; column < block.columns; ++column, in += block.depth) {
         T sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -133,7 +69,7 @@ void square(const Block<T>& block) {
     }
     fill(out, block.columns, T(0));
     for (int64_t plane = 0; plane < block.planes; ++plane) {
-      const T* in = block.image + (plane * block.rows + row) * block.pitch;
+      const T* in = block.data + (plane * block.rows + row) * block.pitch;
 #pragma omp simd
       for (int64_t column = 0; column < block.columns; ++column) out[column] += in[column] * in[column];
     }
@@ -273,7 +209,7 @@ void strip_channels_last(const Block<T>& block, const DirectForward<T>& args, in
                          int64_t columns, int64_t at) {
   const Geometry& geo = block.layout.geo;
   const int64_t count = rows * columns, down = geo.stride[1] * block.pitch, across = geo.stride[2] * block.depth;
-  const T *row = block.image + first * down, *pixel = row, *end = row + columns * across;
+  const T *row = block.data + first * down, *pixel = row, *end = row + columns * across;
   const Tiles tiles(count);
   for (int64_t index = 0; index < tiles.count; ++index) {
     const Span span = tiles[index];
@@ -301,7 +237,7 @@ void row_contiguous(const Block<T>& block, const DirectForward<T>& args, int64_t
   const T* bias = args.packed + outputs * block.patch;
   for (int64_t next = 0; next < count; next += kLanes<T>) {
     const int64_t w = max(0, min(next, count - kLanes<T>));  // the last tile is computed whole, overlapping its neighbour
-    const T* image = block.image + row * geo.stride[1] * block.pitch + w;
+    const T* image = block.data + row * geo.stride[1] * block.pitch + w;
     for (int64_t index = 0; index < tiles.count; ++index) {
       const Span span = tiles[index];
       const int64_t to = (n * outputs + span.begin) * geo.out_pixels() + at + w;
@@ -362,14 +298,10 @@ int64_t direct_pack_size(const Layout& layout) {
 // Measured against ATen's convolution and our passes; see benchmarks/PERFORMANCE.md.
 template <class T>
 bool direct_suits(const Layout& layout) {
-  constexpr int64_t kBytes = 320 << 10, kContiguousBytes = 48 << 10, kBlockBytes = 1 << 20;
+  constexpr int64_t kBytes = 320 << 10, kContiguousBytes = 48 << 10;
   const Geometry& geo = layout.geo;
-  if (geo.groups != 1 || geo.in[0] != 1 || geo.kernel[0] != 1 || geo.out[0] != 1) return false;
-  if (geo.in_channels == 0 || geo.out_channels == 0 || geo.out_pixels() == 0) return false;
+  if (geo.groups != 1 || !DirectTiling{layout, sizeof(T)}.applies()) return false;
   if (!layout.channels_last && geo.stride[2] != 1) return false;  // lanes are loaded together
-  const DirectTiling tiling{layout, sizeof(T)};
-  const int64_t block = tiling.input_rows() * tiling.input_columns() * geo.in_channels;
-  if (block > kBlockBytes / int64_t{sizeof(T)}) return false;  // a wide dilation
   const int64_t lanes = layout.channels_last ? geo.out_channels : geo.out[2];
   const bool full = 10 * lanes >= 9 * padded(lanes, kLanes<T>);
   const int64_t bytes = direct_pack_size<T>(layout) * sizeof(T);

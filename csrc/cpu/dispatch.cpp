@@ -7,6 +7,8 @@
   extern const Passes<double> kDouble; \
   extern const Direct<float> kDirectFloat;   \
   extern const Direct<double> kDirectDouble; \
+  extern const Direct<float> kDepthwiseFloat;   \
+  extern const Direct<double> kDepthwiseDouble; \
   }
 
 CCN_DECLARE(baseline)
@@ -24,16 +26,18 @@ struct Choice {
   const Passes<double>* for_double;
   const Direct<float>* direct_float;
   const Direct<double>* direct_double;
+  const Direct<float>* depthwise_float;
+  const Direct<double>* depthwise_double;
 };
 
 Choice choose() {
 #ifdef CCN_X86
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return {"avx512", &avx512::kFloat, &avx512::kDouble, &avx512::kDirectFloat, &avx512::kDirectDouble};
+    return {"avx512", &avx512::kFloat, &avx512::kDouble, &avx512::kDirectFloat, &avx512::kDirectDouble, &avx512::kDepthwiseFloat, &avx512::kDepthwiseDouble};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return {"avx2", &avx2::kFloat, &avx2::kDouble, &avx2::kDirectFloat, &avx2::kDirectDouble};
+    return {"avx2", &avx2::kFloat, &avx2::kDouble, &avx2::kDirectFloat, &avx2::kDirectDouble, &avx2::kDepthwiseFloat, &avx2::kDepthwiseDouble};
 #endif
-  return {"baseline", &baseline::kFloat, &baseline::kDouble, &baseline::kDirectFloat, &baseline::kDirectDouble};
+  return {"baseline", &baseline::kFloat, &baseline::kDouble, &baseline::kDirectFloat, &baseline::kDirectDouble, &baseline::kDepthwiseFloat, &baseline::kDepthwiseDouble};
 }
 
 const Choice& choice() {
@@ -50,10 +54,16 @@ template <>
 const Passes<double>& passes<double>() { return *choice().for_double; }
 
 template <>
-const Direct<float>& direct_loops<float>() { return *choice().direct_float; }
+const Direct<float>& dense_loops<float>() { return *choice().direct_float; }
 
 template <>
-const Direct<double>& direct_loops<double>() { return *choice().direct_double; }
+const Direct<double>& dense_loops<double>() { return *choice().direct_double; }
+
+template <>
+const Direct<float>& depthwise_loops<float>() { return *choice().depthwise_float; }
+
+template <>
+const Direct<double>& depthwise_loops<double>() { return *choice().depthwise_double; }
 
 const char* instruction_set() { return choice().name; }
 

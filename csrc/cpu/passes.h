@@ -41,7 +41,7 @@ struct Passes {
 template <class T>
 const Passes<T>& passes();
 
-// How the convolution of our own (direct.cpp) splits the output: blocks of rows and columns of one image, so small that
+// How the convolutions of our own (direct.cpp, depthwise.cpp) split the output: blocks of rows and columns of one image, so small that
 // the input they read stays in a core's cache.
 struct DirectTiling {
   const Layout& layout;
@@ -52,13 +52,13 @@ struct DirectTiling {
     Range rows, columns;
   };
 
-  static constexpr int64_t kBytes = 192 << 10, kColumns = 128, kLeastTasks = 16;
+  static constexpr int64_t kBytes = 192 << 10, kMostBytes = 1 << 20, kColumns = 128, kLeastTasks = 16;
 
   int64_t columns() const { return layout.geo.out[2] < kColumns ? layout.geo.out[2] : kColumns; }
 
   int64_t rows() const {
     const Geometry& geo = layout.geo;
-    const int64_t row_bytes = input_columns() * geo.in_channels * element_size;
+    const int64_t row_bytes = input_columns() * layout.inputs() * element_size;
     const int64_t fit = (kBytes / row_bytes - reach(1)) / geo.stride[1] + 1;
     const int64_t share = geo.batch * geo.out[1] / kLeastTasks;  // small batches are split for the threads' sake
     const int64_t most = fit < share ? fit : share;
@@ -68,6 +68,14 @@ struct DirectTiling {
   int64_t input_rows() const { return (rows() - 1) * layout.geo.stride[1] + reach(1); }
   int64_t input_columns() const { return (columns() - 1) * layout.geo.stride[2] + reach(2); }
   int64_t tasks() const { return layout.geo.batch * down() * across(); }
+
+  // Of at most two axes, not empty, and with blocks that stay in a cache: not those of a wide dilation.
+  bool applies() const {
+    const Geometry& geo = layout.geo;
+    if (geo.in[0] != 1 || geo.kernel[0] != 1 || geo.out[0] != 1) return false;
+    if (layout.inputs() == 0 || layout.outputs() == 0 || geo.out_pixels() == 0) return false;
+    return input_rows() * input_columns() * layout.inputs() * static_cast<int64_t>(element_size) <= kMostBytes;
+  }
 
   Task task(int64_t index) const {
     const int64_t row = index / across() % down() * rows(), column = index % across() * columns();
@@ -90,7 +98,7 @@ struct DirectForward {
   const T* alpha;   // one value
   T delta;
   bool relu;
-  T* r;  // [N, P]
+  T* r;  // [N, G, P]
   T* y;  // [N, O, P]
   T* z;  // [N, O, P] u / d, or null
 };
@@ -105,8 +113,16 @@ struct Direct {
   void (*forward)(const Layout&, const DirectForward<T>&, Range tasks);
 };
 
+// For one group, and for as many as there are channels.
 template <class T>
-const Direct<T>& direct_loops();
+const Direct<T>& dense_loops();
+template <class T>
+const Direct<T>& depthwise_loops();
+
+template <class T>
+const Direct<T>& direct_loops(const Layout& layout) {
+  return layout.geo.groups == 1 ? dense_loops<T>() : depthwise_loops<T>();
+}
 
 const char* instruction_set();
 

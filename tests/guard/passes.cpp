@@ -100,8 +100,8 @@ void run(const Layout& layout, const std::string& layer) {
   count("backward_prologue, relu", layer, [&] { backward(y, nullptr, true); });
   count("transposed_box", layer, [&] { passes.transposed_box(layout, moment, box, in_rows); });
   count("input_epilogue", layer, [&] { passes.input_epilogue(layout, {conv_grad, x, box, alpha, dx}, in_tasks); });
-  const ccn::cpu::Direct<float>& direct = ccn::cpu::direct_loops<float>();
-  if (geo.groups == 1 && direct.suits(layout)) {
+  const ccn::cpu::Direct<float>& direct = ccn::cpu::direct_loops<float>(layout);
+  if (direct.suits(layout)) {
     Buffer weight(layout.outputs() * geo.in_channels * geo.kernel[1] * geo.kernel[2]), packed(direct.pack_size(layout));
     const Range tasks{0, ccn::cpu::DirectTiling{layout, sizeof(float)}.tasks()};
     count("direct pack", layer, [&] { direct.pack(layout, weight, bias, packed); });
