@@ -1,4 +1,4 @@
-// The depthwise convolution of our own: a channel's patch is divided by its own norm, so that both sums are formed at once.
+// The depthwise convolution of our own: a channel's patch is divided by its own norm, so both sums are formed at once.
 // Compiled once per instruction set, as passes.cpp is; no standard-library templates here either.
 #include "block.h"
 
@@ -108,9 +108,9 @@ void depthwise_forward(const Layout& layout, const DirectForward<T>& args, Range
   const Depthwise<T> rows{image, args, offsets, {scratch, scratch + numbers}, taps, channels, geo.out_pixels()};
   for (int64_t index = tasks.begin; index < tasks.end; ++index) {
     const auto task = image.tiling.task(index);
-    const int64_t top = input_coordinate(geo, 1, task.rows.begin, 0), left = input_coordinate(geo, 2, task.columns.begin, 0);
     const int64_t width = task.columns.end - task.columns.begin;
-    load(image, args.x, task.image, top, left);
+    load(image, args.x, task.image, input_coordinate(geo, 1, task.rows.begin, 0),
+         input_coordinate(geo, 2, task.columns.begin, 0));
     for (int64_t oh = task.rows.begin; oh < task.rows.end; ++oh) {
       const int64_t at = oh * geo.out[2] + task.columns.begin, row = oh - task.rows.begin;
       if (layout.channels_last) {

@@ -11,6 +11,12 @@
   extern const Direct<double> kDepthwiseDouble; \
   }
 
+#define CCN_CHOICE(isa)                                                                                   \
+  {                                                                                                      \
+    #isa, &isa::kFloat, &isa::kDouble, &isa::kDirectFloat, &isa::kDirectDouble, &isa::kDepthwiseFloat, \
+        &isa::kDepthwiseDouble                                                                           \
+  }
+
 CCN_DECLARE(baseline)
 #ifdef CCN_X86
 CCN_DECLARE(avx2)
@@ -33,11 +39,11 @@ struct Choice {
 Choice choose() {
 #ifdef CCN_X86
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return {"avx512", &avx512::kFloat, &avx512::kDouble, &avx512::kDirectFloat, &avx512::kDirectDouble, &avx512::kDepthwiseFloat, &avx512::kDepthwiseDouble};
+    return CCN_CHOICE(avx512);
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return {"avx2", &avx2::kFloat, &avx2::kDouble, &avx2::kDirectFloat, &avx2::kDirectDouble, &avx2::kDepthwiseFloat, &avx2::kDepthwiseDouble};
+    return CCN_CHOICE(avx2);
 #endif
-  return {"baseline", &baseline::kFloat, &baseline::kDouble, &baseline::kDirectFloat, &baseline::kDirectDouble, &baseline::kDepthwiseFloat, &baseline::kDepthwiseDouble};
+  return CCN_CHOICE(baseline);
 }
 
 const Choice& choice() {

@@ -41,8 +41,8 @@ struct Passes {
 template <class T>
 const Passes<T>& passes();
 
-// How the convolutions of our own (direct.cpp, depthwise.cpp) split the output: blocks of rows and columns of one image, so small that
-// the input they read stays in a core's cache.
+// How the convolutions of our own (direct.cpp, depthwise.cpp) split the output: blocks of rows and columns of one image,
+// so small that the input they read stays in a core's cache.
 struct DirectTiling {
   const Layout& layout;
   size_t element_size;
