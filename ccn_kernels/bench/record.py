@@ -134,10 +134,14 @@ def name_of(device: str) -> str:
 
 def default_path(device: str, note: str = "") -> Path:
     """Among the checkout's results, or where there is no checkout in the current folder."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name_of(device).lower()).strip("-")
-    if (ROOT / "benchmarks" / "results").is_dir():
-        return RESULTS / f"{slug}-{__version__}{note}.json"
-    return Path(f"ccn-bench-{slug}{note}.json")
+    if (ROOT / "benchmarks" / "PERFORMANCE.md").exists():
+        return RESULTS / f"{slug(device)}-{__version__}{note}.json"
+    return Path(f"ccn-bench-{slug(device)}{note}.json")
+
+
+def slug(device: str) -> str:
+    """Its name, fit for a file's."""
+    return re.sub(r"[^a-z0-9]+", "-", name_of(device).lower()).strip("-")
 
 
 def git_commit() -> str | None:
