@@ -1,0 +1,137 @@
+"""What a swap to compact layers does to a model: each layer alone, then the whole."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..convert import to_compact
+from .factory import Subject, brief, duplicate
+from .gauges import peak_bytes, sampler
+from .timing import interleaved
+
+# Relative errors against the reference in the same dtype; both round. On a GPU fp32 may mean TF32.
+LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 6e-3, torch.bfloat16: 3e-2}
+TF32_LIMIT = 6e-3
+PASSES = ("forward", "training")
+
+
+@dataclass
+class Use:
+    """Equal layers on equal inputs, and how often they run in one forward pass."""
+
+    plain: nn.Module
+    compact: nn.Module
+    input: Tensor  # on the meta device
+    names: list[str] = field(default_factory=list)
+    calls: int = 0
+
+    def fresh_input(self, device: torch.device) -> Tensor:
+        return torch.randn_like(self.input, device=device).requires_grad_(self.input.requires_grad)
+
+
+def swapped(plain: nn.Module) -> nn.Module:
+    return to_compact(duplicate(plain), fuse_relu=True, inplace=True)
+
+
+def uses(subject: Subject, compact: nn.Module) -> list[Use]:
+    """The layers that the swap replaced, in the order in which they run, with the inputs that they see."""
+    found: dict[Any, Use] = {}
+
+    def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        input = args[0] if args else kwargs["input"]
+        new = compact.get_submodule(name)
+        needs = (input.requires_grad, *(parameter.requires_grad for parameter in layer.parameters()))
+        key = (repr(layer), new.activation, input.shape, input.stride(), input.dtype, needs)
+        if key not in found:
+            seen = torch.empty_like(input, device="meta").requires_grad_(input.requires_grad)
+            found[key] = Use(_with_relu(subject.model, name) if new.activation else layer, new, seen)
+        found[key].calls += 1
+        if name not in found[key].names:
+            found[key].names.append(name)
+
+    names = compact.ccn_report.converted
+    layers = {name: subject.model.get_submodule(name) for name in names}
+    handles = [
+        layer.register_forward_pre_hook(functools.partial(note, name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
+    try:
+        subject.model.train()
+        with torch.enable_grad():
+            subject.run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(found.values())
+
+
+def _with_relu(model: nn.Module, name: str) -> nn.Module:
+    """A layer and the ReLU after it, which the compact layer does in one: only together are they a fair rival."""
+    siblings = list(model.get_submodule(name.rpartition(".")[0]).children())
+    layer = model.get_submodule(name)
+    return nn.Sequential(layer, next(after for before, after in zip(siblings, siblings[1:]) if before is layer))
+
+
+def measure_layer(use: Use, device: torch.device, rounds: int) -> dict[str, Any]:
+    """Microseconds of both layers in both passes; none where the compact one is wrong."""
+    row: dict[str, Any] = {
+        "layers": use.names, "calls": use.calls, "layer": repr(use.names and _bare(use.plain)),
+        "input": list(use.input.shape), "relu_fused": use.compact.activation == "relu", "backend": None,
+        "relative_error": None, "failure": None,
+    }  # fmt: skip
+    try:
+        input = use.fresh_input(device)
+        grad = _gate(use, input, row)
+        if row["failure"] is None:
+            layers = {"plain": use.plain, "compact": use.compact}
+            calls = {
+                (kind, way): _call(way, layer, input, grad) for way in PASSES for kind, layer in layers.items()
+            }
+            for (kind, way), times in interleaved(calls, rounds, sampler(device)).items():
+                row.setdefault(way, {})[kind] = times
+    except RuntimeError as error:  # no memory, above all
+        row["failure"] = brief(error)
+    return row
+
+
+def _bare(plain: nn.Module) -> nn.Module:
+    return plain[0] if isinstance(plain, nn.Sequential) else plain
+
+
+def _call(way: str, layer: nn.Module, input: Tensor, grad: Tensor) -> Callable[[], Any]:
+    wanted = [tensor for tensor in (input, *layer.parameters()) if tensor.requires_grad]
+    if way == "training" and wanted:
+        return lambda: torch.autograd.grad(layer(input), wanted, grad)
+    return torch.no_grad()(lambda: layer(input))
+
+
+def _gate(use: Use, input: Tensor, row: dict[str, Any]) -> Tensor:
+    """Holds outputs and gradients to the reference; returns the incoming gradient."""
+    bare: Any = copy.deepcopy(use.compact)
+    bare.backend, bare.activation = "reference", None
+    before = bare(input)
+    size = before.square().mean().sqrt()
+    grad = torch.randn_like(before) + before.detach() / size  # along the output: alpha's gradient must not cancel
+    if row["relu_fused"]:
+        grad[before.abs() < 0.05 * size] = 0  # where rounding may shut or open the ReLU
+    expected = before.relu() if row["relu_fused"] else before
+    actual = use.compact(input)
+    pairs = [(actual, expected)]
+    wanted, same = ([t for t in (input, *layer.parameters()) if t.requires_grad] for layer in (use.compact, bare))
+    if wanted:
+        found = torch.autograd.grad(actual, wanted, grad), torch.autograd.grad(expected, same, grad)
+        pairs += zip(*found, strict=True)
+    error = max(((one.double() - two.double()).norm() / two.double().norm()).item() for one, two in pairs)
+    limit = TF32_LIMIT if input.dtype == torch.float32 and input.is_cuda else LIMITS[input.dtype]
+    row["relative_error"] = float(f"{error:.3g}")
+    if not error <= limit:  # NaN is wrong
+        row["failure"] = f"wrong by {error:.2g} (at most {limit:g})"
+    return grad
