@@ -52,10 +52,12 @@ def load(
         raise ValueError(f"--mine: {target} must return an nn.Module, or (module, inputs), got {_kind(made)}")
     if (inputs is None) == (input is None):
         owner = "the factory returns a model without inputs: give their shape" if inputs is None else "is the factory's"
-        raise ValueError(f"--input: {owner}, like 8x3x224x224" if inputs is None else f"--input {input}: {owner} to say")
+        raise ValueError(
+            f"--input: {owner}, like 8x3x224x224" if inputs is None else f"--input {input}: {owner} to say"
+        )
     model = duplicate(model).to(device, dtype)
     if memory_format != torch.preserve_format:
-        model = model.to(memory_format=memory_format)
+        model = model.to(memory_format=memory_format)  # type: ignore[call-overload]
     if input is not None:
         inputs = torch.randn(shape(input), dtype=_dtype_of(model))
     args, kwargs = _arguments(inputs)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from ..convert import to_compact
+from .. import backends
+from ..convert import ConversionReport, to_compact
 from .factory import Subject, brief, duplicate
-from .gauges import peak_bytes, sampler
+from .gauges import sampler
 from .timing import interleaved
 
 # Relative errors against the reference in the same dtype; both round. On a GPU fp32 may mean TF32.
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 6e-3, torch.bfloat16: 3e-2}
 TF32_LIMIT = 6e-3
 PASSES = ("forward", "training")
+KINDS = ("plain", "compact")
 
 
 @dataclass
@@ -37,12 +39,13 @@ class Use:
         return torch.randn_like(self.input, device=device).requires_grad_(self.input.requires_grad)
 
 
-def swapped(plain: nn.Module) -> nn.Module:
-    return to_compact(duplicate(plain), fuse_relu=True, inplace=True)
+def swapped(plain: nn.Module) -> tuple[nn.Module, ConversionReport]:
+    compact: Any = to_compact(duplicate(plain), fuse_relu=True, inplace=True)
+    return compact, compact.ccn_report
 
 
-def uses(subject: Subject, compact: nn.Module) -> list[Use]:
-    """The layers that the swap replaced, in the order in which they run, with the inputs that they see."""
+def uses(subject: Subject, compact: nn.Module, names: list[str]) -> list[Use]:
+    """The layers of these names, which the swap replaced, in the order in which they run, on the inputs they see."""
     found: dict[Any, Use] = {}
 
     def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -57,7 +60,6 @@ def uses(subject: Subject, compact: nn.Module) -> list[Use]:
         if name not in found[key].names:
             found[key].names.append(name)
 
-    names = compact.ccn_report.converted
     layers = {name: subject.model.get_submodule(name) for name in names}
     handles = [
         layer.register_forward_pre_hook(functools.partial(note, name), with_kwargs=True)
@@ -77,14 +79,14 @@ def _with_relu(model: nn.Module, name: str) -> nn.Module:
     """A layer and the ReLU after it, which the compact layer does in one: only together are they a fair rival."""
     siblings = list(model.get_submodule(name.rpartition(".")[0]).children())
     layer = model.get_submodule(name)
-    return nn.Sequential(layer, next(after for before, after in zip(siblings, siblings[1:]) if before is layer))
+    return nn.Sequential(layer, next(after for before, after in pairwise(siblings) if before is layer))
 
 
 def measure_layer(use: Use, device: torch.device, rounds: int) -> dict[str, Any]:
     """Microseconds of both layers in both passes; none where the compact one is wrong."""
     row: dict[str, Any] = {
-        "layers": use.names, "calls": use.calls, "layer": repr(use.names and _bare(use.plain)),
-        "input": list(use.input.shape), "relu_fused": use.compact.activation == "relu", "backend": None,
+        "layers": use.names, "calls": use.calls, "kind": kind(_bare(use.plain)),
+        "input": list(use.input.shape), "relu_fused": use.compact.activation == "relu", "backend": _backend(use.compact, use.input.dtype, device),
         "relative_error": None, "failure": None,
     }  # fmt: skip
     try:
@@ -92,14 +94,26 @@ def measure_layer(use: Use, device: torch.device, rounds: int) -> dict[str, Any]
         grad = _gate(use, input, row)
         if row["failure"] is None:
             layers = {"plain": use.plain, "compact": use.compact}
-            calls = {
-                (kind, way): _call(way, layer, input, grad) for way in PASSES for kind, layer in layers.items()
-            }
-            for (kind, way), times in interleaved(calls, rounds, sampler(device)).items():
-                row.setdefault(way, {})[kind] = times
-    except RuntimeError as error:  # no memory, above all
+            calls = {(who, way): _call(way, layer, input, grad) for way in PASSES for who, layer in layers.items()}
+            for (who, way), times in interleaved(calls, rounds, sampler(device)).items():
+                row.setdefault(way, {})[who] = times
+    except Exception as error:  # no memory, above all
         row["failure"] = brief(error)
     return row
+
+
+def _backend(layer: Any, dtype: torch.dtype, device: torch.device) -> str:
+    return backends.select(None, device.type, dtype, layer.weight.dim() - 2)
+
+
+def kind(layer: Any) -> str:
+    """ "Conv2d 3→64 3x3", and what else is not as usual."""
+    if isinstance(layer, nn.Linear):
+        return f"Linear {layer.in_features}→{layer.out_features}"
+    text = f"{type(layer).__name__} {layer.in_channels}→{layer.out_channels} {'x'.join(map(str, layer.kernel_size))}"
+    text += "" if set(layer.stride) == {1} else f", stride {'x'.join(map(str, layer.stride))}"
+    text += "" if set(layer.dilation) == {1} else f", dilation {'x'.join(map(str, layer.dilation))}"
+    return text + ("" if layer.groups == 1 else f", {layer.groups} groups")
 
 
 def _bare(plain: nn.Module) -> nn.Module:
