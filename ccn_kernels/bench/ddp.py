@@ -1,4 +1,4 @@
-"""`ccn bench --processes N`: DistributedDataParallel on this machine, plain against compact, and the collective's share.
+"""`ccn bench --processes N`: plain against compact under DistributedDataParallel, and the collective's share.
 
 Started as a module under ``torch.distributed.run`` it is one of the processes.
 """
@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 
 from ..files import read_json, write_json
-from .factory import Subject, brief, load
+from .factory import FORMATS, Subject, brief, load
 from .gauges import sampler
 from .steps import Step, training
 from .swap import swapped
@@ -34,7 +36,13 @@ Row = dict[str, Any]
 
 
 def run(
-    processes: int, *, target: str = MODEL, input: str | None = None, device: str | None = None, rounds: int = 11
+    processes: int,
+    *,
+    target: str = MODEL,
+    input: str | None = None,
+    memory_format: str = "channels_last",
+    device: str | None = None,
+    rounds: int = 11,
 ) -> list[Row]:
     """Rows of suite "ddp". Each process has its own batch (on a GPU: and its own GPU; on a CPU: one thread).
 
@@ -53,17 +61,17 @@ def run(
     if target == MODEL and input is None:
         input = f"{BATCHES[device]}{INPUT}"
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"target": target, "input": input, "device": device, "rounds": rounds, "folder": folder}
-        _launch(processes, settings)
+        work = {"target": target, "input": input, "memory_format": memory_format, "device": device, "rounds": rounds}
+        _launch(processes, work, Path(folder))
         return read_json(Path(folder) / "rows.json")
 
 
-def _launch(processes: int, settings: dict[str, Any]) -> None:
+def _launch(processes: int, work: dict[str, Any], folder: Path) -> None:
     """Runs the processes to their end; stops them when interrupted."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", __name__, json.dumps(settings)]
-    threads = {"OMP_NUM_THREADS": "1"} if settings["device"] == "cpu" else {}
-    log = Path(settings["folder"]) / "log"
+    command += ["-m", __name__, str(folder), json.dumps(work)]
+    threads = {"OMP_NUM_THREADS": "1"} if work["device"] == "cpu" else {}
+    log = folder / "log"
     with (
         log.open("w") as output,
         subprocess.Popen(command, env={**os.environ, **threads}, stdout=output, stderr=output) as launcher,
@@ -72,25 +80,27 @@ def _launch(processes: int, settings: dict[str, Any]) -> None:
             status = launcher.wait()
         except BaseException:
             launcher.terminate()  # which stops its processes
+            launcher.wait()
             raise
     if status:
-        failures = sorted(Path(settings["folder"]).glob("failure-*"))
+        failures = sorted(folder.glob("failure-*"), key=lambda path: path.stat().st_mtime_ns)
+        # the first one's failure is the cause of the others'
         raise RuntimeError(failures[0].read_text() if failures else f"the launcher failed: {log.read_text()[-2000:]}")
 
 
 def main() -> None:
     """One process."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("settings", type=json.loads)
-    settings = parser.parse_args().settings
-    rank, folder = int(os.environ["RANK"]), Path(settings["folder"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("work", type=json.loads)
+    args, rank = parser.parse_args(), int(os.environ["RANK"])
     try:
-        with _group(settings["device"]) as device:
-            rows = measure(settings["target"], settings["input"], device, settings["rounds"])
+        with _group(args.work.pop("device")) as device:
+            rows = measure(**args.work, device=device)
             if rank == 0:
-                write_json(folder / "rows.json", rows)
+                write_json(args.folder / "rows.json", rows)
     except Exception as error:
-        (folder / f"failure-{rank}").write_text(f"process {rank}: {brief(error)}")
+        (args.folder / f"failure-{rank}").write_text(f"process {rank}: {brief(error)}")
         raise
 
 
@@ -106,9 +116,9 @@ def _group(kind: str) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def measure(target: str, input: str | None, device: torch.device, rounds: int) -> list[Row]:
+def measure(target: str, input: str | None, memory_format: str, rounds: int, device: torch.device) -> list[Row]:
     """Both models' training steps with the gradients' all-reduce and without, all four taking turns."""
-    subject = load(target, input, device=str(device))
+    subject = load(target, input, device=str(device), memory_format=FORMATS[memory_format])
     models = {"plain": subject.model, "compact": swapped(subject.model)[0]}
     steps: dict[tuple[str, bool], Step] = {}
     for kind, model in models.items():
@@ -116,7 +126,14 @@ def measure(target: str, input: str | None, device: torch.device, rounds: int) -
         for reduces in (True, False):
             steps[kind, reduces] = _step(subject, parallel, reduces)
     times = interleaved(steps, rounds, _slowest(device))
-    return [_row(target, subject, device, kind, times[kind, True], times[kind, False]) for kind in models]
+    shared = {"workload": "vgg11" if target == MODEL else target, "memory_format": memory_format, **_facts(subject)}
+    return [shared | _row(kind, shared["batch"], times[kind, True], times[kind, False]) for kind in models]
+
+
+def _facts(subject: Subject) -> Row:
+    """By the first input."""
+    input = next(leaf for leaf in tree_leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor))
+    return {"batch": len(input), "dtype": str(input.dtype).removeprefix("torch.")}
 
 
 def _step(subject: Subject, model: DistributedDataParallel, reduces: bool) -> Step:
@@ -142,32 +159,28 @@ def _slowest(device: torch.device) -> Callable[[Callable[[], Any]], float]:
     return slowest
 
 
-def _row(target: str, subject: Subject, device: torch.device, kind: str, times: dict, alone: dict) -> Row:
-    first = next(iter([*subject.args, *subject.kwargs.values()]))
-    world, batch = dist.get_world_size(), len(first)
-    workload = "vgg11" if target == MODEL else target
+def _row(kind: str, batch: int, times: dict[str, float], alone: dict[str, float]) -> Row:
+    processes = dist.get_world_size()
     return {
-        "workload": workload, "suite": "ddp", "provider": PROVIDERS[kind], "variant": None, "backend": None,
-        "timing": "eager", "pass": "training", "dtype": str(first.dtype).removeprefix("torch."),
-        "memory_format": "contiguous", "batch": batch, "median_us": times["median"], "p20_us": times["p20"],
-        "p80_us": times["p80"], "peak_mb": None, "share_of_floor": None, "relative_error": None, "failure": None,
-        "flop": None, "bytes": None, "floor_us": None, "images_per_s": 1e6 * world * batch / times["median"],
-        "processes": world, "collective_share": 1 - alone["median"] / times["median"],
+        "suite": "ddp", "provider": PROVIDERS[kind], "variant": None, "backend": None, "timing": "eager",
+        "pass": "training", "median_us": times["median"], "p20_us": times["p20"], "p80_us": times["p80"],
+        "peak_mb": None, "share_of_floor": None, "relative_error": None, "failure": None, "flop": None, "bytes": None,
+        "floor_us": None, "images_per_s": 1e6 * processes * batch / times["median"], "processes": processes,
+        "collective_share": 1 - alone["median"] / times["median"],
     }  # fmt: skip
 
 
 def describe(rows: list[Row]) -> str:
     """A line a row, and what the swap costs."""
+    plain, compact = rows
+    head = f"{plain['workload']}, {plain['processes']} processes of {plain['batch']} images each"
     lines = [
-        f"{row['workload']}, {row['provider']}: {row['images_per_s']:.1f} images/s by {row['processes']} processes of "
-        f"{row['batch']} images each, {row['median_us'] / 1e3:.1f} ms a step, {row['collective_share']:.1%} of it in the "
-        "collective"
+        f"{row['provider']}: {row['images_per_s']:.1f} images/s, {row['median_us'] / 1e3:.1f} ms a step, "
+        f"{row['collective_share']:.1%} of it in the collective"
         for row in rows
     ]
-    plain, compact = rows
-    return "\n".join(
-        [*lines, f"a compact step takes {compact['median_us'] / plain['median_us']:.2f} times a plain one's"]
-    )
+    ratio = compact["median_us"] / plain["median_us"]
+    return "\n".join([head, *lines, f"a compact step takes {ratio:.2f} times as long as a plain one"])
 
 
 if __name__ == "__main__":

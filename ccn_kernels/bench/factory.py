@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
 
 class Subject(NamedTuple):
     """A model, ours to change, and the arguments of its forward."""

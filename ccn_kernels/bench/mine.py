@@ -10,10 +10,9 @@ import torch
 
 from ..files import write_json
 from . import steps, swap
-from .factory import load
+from .factory import FORMATS, load
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 ROUNDS = 11
 
 

@@ -21,6 +21,7 @@ from .timing import interleaved
 # Relative errors against the reference in the same dtype; both round. On a GPU fp32 may mean TF32.
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 6e-3, torch.bfloat16: 3e-2}
 TF32_LIMIT = 6e-3
+TINY = 1e-30
 PASSES = ("forward", "training")
 KINDS = ("plain", "compact")
 
@@ -85,10 +86,15 @@ def _with_relu(model: nn.Module, name: str) -> nn.Module:
 def measure_layer(use: Use, device: torch.device, rounds: int) -> dict[str, Any]:
     """Microseconds of both layers in both passes; none where the compact one is wrong."""
     row: dict[str, Any] = {
-        "layers": use.names, "calls": use.calls, "kind": kind(_bare(use.plain)),
-        "input": list(use.input.shape), "relu_fused": use.compact.activation == "relu", "backend": _backend(use.compact, use.input.dtype, device),
-        "relative_error": None, "failure": None,
-    }  # fmt: skip
+        "layers": use.names,
+        "calls": use.calls,
+        "kind": kind(_bare(use.plain)),
+        "input": list(use.input.shape),
+        "relu_fused": use.compact.activation == "relu",
+        "backend": _backend(use.compact, use.input.dtype, device),
+        "relative_error": None,
+        "failure": None,
+    }
     try:
         input = use.fresh_input(device)
         grad = _gate(use, input, row)
@@ -132,7 +138,7 @@ def _gate(use: Use, input: Tensor, row: dict[str, Any]) -> Tensor:
     bare: Any = copy.deepcopy(use.compact)
     bare.backend, bare.activation = "reference", None
     before = bare(input)
-    size = before.square().mean().sqrt()
+    size = before.square().mean().sqrt().clamp_min(TINY)  # 0 where weights begin as zeros
     grad = torch.randn_like(before) + before.detach() / size  # along the output: alpha's gradient must not cancel
     if row["relu_fused"]:
         grad[before.abs() < 0.05 * size] = 0  # where rounding may shut or open the ReLU
@@ -143,9 +149,14 @@ def _gate(use: Use, input: Tensor, row: dict[str, Any]) -> Tensor:
     if wanted:
         found = torch.autograd.grad(actual, wanted, grad), torch.autograd.grad(expected, same, grad)
         pairs += zip(*found, strict=True)
-    error = max(((one.double() - two.double()).norm() / two.double().norm()).item() for one, two in pairs)
+    error = max(_relative_error(actual, expected) for actual, expected in pairs)
     limit = TF32_LIMIT if input.dtype == torch.float32 and input.is_cuda else LIMITS[input.dtype]
     row["relative_error"] = float(f"{error:.3g}")
     if not error <= limit:  # NaN is wrong
         row["failure"] = f"wrong by {error:.2g} (at most {limit:g})"
     return grad
+
+
+def _relative_error(actual: Tensor, expected: Tensor) -> float:
+    actual, expected = actual.double(), expected.double()
+    return ((actual - expected).norm() / expected.norm().clamp_min(TINY)).item()
