@@ -58,8 +58,6 @@ def load(
             f"--input: {owner}, like 8x3x224x224" if inputs is None else f"--input {input}: {owner} to say"
         )
     model = duplicate(model).to(device, dtype)
-    if memory_format != torch.preserve_format:
-        model = model.to(memory_format=memory_format)  # type: ignore[call-overload]
     if input is not None:
         inputs = torch.randn(shape(input), dtype=_dtype_of(model))
     args, kwargs = _arguments(inputs)
@@ -70,6 +68,8 @@ def load(
 
     subject = Subject(model, tree_map_only(Tensor, place, args), tree_map_only(Tensor, place, kwargs))
     _try(subject, input)
+    if memory_format != torch.preserve_format:
+        model.to(memory_format=memory_format)  # type: ignore[call-overload]
     return subject
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .. import backends
 from ..convert import ConversionReport, to_compact
+from ..spec import norm_dtype
 from .factory import Subject, brief, duplicate
 from .gauges import sampler
 from .timing import interleaved
@@ -138,10 +139,12 @@ def _gate(use: Use, input: Tensor, row: dict[str, Any]) -> Tensor:
     bare: Any = copy.deepcopy(use.compact)
     bare.backend, bare.activation = "reference", None
     before = bare(input)
-    size = before.square().mean().sqrt().clamp_min(TINY)  # 0 where weights begin as zeros
-    grad = torch.randn_like(before) + before.detach() / size  # along the output: alpha's gradient must not cancel
+    direction = before.detach().to(norm_dtype(before.dtype))
+    size = direction.square().mean().sqrt().clamp_min(TINY)  # 0 where weights begin as zeros
+    grad = torch.randn_like(direction) + direction / size  # along the output: alpha's gradient must not cancel
     if row["relu_fused"]:
-        grad[before.abs() < 0.05 * size] = 0  # where rounding may shut or open the ReLU
+        grad[direction.abs() < 0.05 * size] = 0  # where rounding may shut or open the ReLU
+    grad = grad.to(before.dtype)
     expected = before.relu() if row["relu_fused"] else before
     actual = use.compact(input)
     pairs = [(actual, expected)]
