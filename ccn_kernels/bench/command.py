@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from . import own
+
 # Options whose values are lists of names, separated by commas; settings.py knows the names.
 LISTS = {
     "suites": "default: kernel-notes",
@@ -35,6 +37,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="the record; called again, it is gone on with")
     parser.add_argument("--again", action="store_true", help="measure anew what the record holds")
     parser.add_argument("--quick", action="store_true", help="5 rounds at a quarter of the batch, in a file of its own")
+    own.add_options(parser)
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -42,13 +45,15 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def run(args: argparse.Namespace) -> None:
+    if own.run(args):
+        return
     from .record import default_path
     from .settings import Settings
     from .tell import summary
     from .work import run, selected
 
     options = {name: value for name, value in vars(args).items()
-               if name not in ("command", "run", "quick", "out") and value is not None}  # fmt: skip
+               if name not in ("command", "run", "quick", "out", *own.OPTIONS) and value is not None}  # fmt: skip
     options = {**(QUICK if args.quick else {}), **options}
     settings = Settings(out=args.out or Path(), **options)
     if args.out is None:

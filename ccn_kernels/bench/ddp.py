@@ -22,17 +22,20 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
+from .. import backends
 from ..files import read_json, write_json
-from .factory import FORMATS, Subject, brief, load
-from .gauges import sampler
+from .clock import clock_of
+from .factory import FORMATS, Subject, load, one_line
+from .record import ROW, Record, Row, environment
+from .settings import Settings
 from .steps import Step, training
 from .swap import swapped
 from .timing import interleaved
+from .work import surroundings
 
 MODEL, INPUT = "ccn_kernels.models:vgg11", "x3x32x32"
-BATCHES = {"cpu": 16, "cuda": 256}
+BATCHES, ROUNDS = {"cpu": 16, "cuda": 256}, {"cpu": 11, "cuda": 50}
 PROVIDERS = {"plain": "conv", "compact": "ccn"}
-Row = dict[str, Any]
 
 
 def run(
@@ -41,19 +44,19 @@ def run(
     target: str = MODEL,
     input: str | None = None,
     memory_format: str = "channels_last",
-    device: str | None = None,
-    rounds: int = 11,
+    device: str = "cpu",
+    rounds: int | None = None,
 ) -> list[Row]:
     """Rows of suite "ddp". Each process has its own batch (on a GPU: and its own GPU; on a CPU: one thread).
 
     Args:
-        target, input: see ``factory.load``; None is VGG-11 on images of CIFAR-10's size.
+        target, input: see ``factory.load``; the default is VGG-11 on images of CIFAR-10's size.
+        rounds: turns of every kind of step; None for ``ROUNDS``.
 
     Raises:
         ValueError: fewer than two processes, or more than there are GPUs.
         RuntimeError: a process failed; the message is its own.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if processes < 2:
         raise ValueError(f"--processes must be at least 2, got {processes}")
     if device == "cuda" and processes > torch.cuda.device_count():
@@ -61,8 +64,8 @@ def run(
     if target == MODEL and input is None:
         input = f"{BATCHES[device]}{INPUT}"
     with tempfile.TemporaryDirectory() as folder:
-        work = {"target": target, "input": input, "memory_format": memory_format, "device": device, "rounds": rounds}
-        _launch(processes, work, Path(folder))
+        work = {"target": target, "input": input, "memory_format": memory_format, "rounds": rounds or ROUNDS[device]}
+        _launch(processes, work | {"device": device}, Path(folder))
         return read_json(Path(folder) / "rows.json")
 
 
@@ -70,12 +73,10 @@ def _launch(processes: int, work: dict[str, Any], folder: Path) -> None:
     """Runs the processes to their end; stops them when interrupted."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", __name__, str(folder), json.dumps(work)]
-    threads = {"OMP_NUM_THREADS": "1"} if work["device"] == "cpu" else {}
+    around = surroundings(Settings(out=folder, device=work["device"], threads=1))
+    around["OMP_PROC_BIND"] = "false"  # all processes would be bound to the same processor
     log = folder / "log"
-    with (
-        log.open("w") as output,
-        subprocess.Popen(command, env={**os.environ, **threads}, stdout=output, stderr=output) as launcher,
-    ):
+    with log.open("w") as output, subprocess.Popen(command, env=around, stdout=output, stderr=output) as launcher:
         try:
             status = launcher.wait()
         except BaseException:
@@ -100,7 +101,7 @@ def main() -> None:
             if rank == 0:
                 write_json(args.folder / "rows.json", rows)
     except Exception as error:
-        (args.folder / f"failure-{rank}").write_text(f"process {rank}: {brief(error)}")
+        (args.folder / f"failure-{rank}").write_text(f"process {rank}: {one_line(error)}")
         raise
 
 
@@ -126,14 +127,19 @@ def measure(target: str, input: str | None, memory_format: str, rounds: int, dev
         for reduces in (True, False):
             steps[kind, reduces] = _step(subject, parallel, reduces)
     times = interleaved(steps, rounds, _slowest(device))
-    shared = {"workload": "vgg11" if target == MODEL else target, "memory_format": memory_format, **_facts(subject)}
-    return [shared | _row(kind, shared["batch"], times[kind, True], times[kind, False]) for kind in models]
+    shared = {"memory_format": memory_format, **_facts(target, subject)}
+    ran = {"plain": None, "compact": backends.select(None, device.type, getattr(torch, shared["dtype"]), 2)}
+    return [
+        _row(kind, shared["batch"], times[kind, True], times[kind, False]) | shared | {"backend": ran[kind]}
+        for kind in models
+    ]
 
 
-def _facts(subject: Subject) -> Row:
+def _facts(target: str, subject: Subject) -> Row:
     """By the first input."""
+    workload = "vgg11" if target == MODEL else target.rpartition("/")[2]
     input = next(leaf for leaf in tree_leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor))
-    return {"batch": len(input), "dtype": str(input.dtype).removeprefix("torch.")}
+    return {"workload": workload, "batch": len(input), "dtype": str(input.dtype).removeprefix("torch.")}
 
 
 def _step(subject: Subject, model: DistributedDataParallel, reduces: bool) -> Step:
@@ -148,26 +154,37 @@ def _step(subject: Subject, model: DistributedDataParallel, reduces: bool) -> St
 
 def _slowest(device: torch.device) -> Callable[[Callable[[], Any]], float]:
     """Microseconds of the slowest process, all of which begin together."""
-    sample = sampler(device)
+    clock = clock_of(device.type)
 
-    def slowest(call: Callable[[], Any]) -> float:
+    def sample(call: Callable[[], Any]) -> float:
         dist.barrier()
-        elapsed = torch.tensor(sample(call), dtype=torch.float64, device=device)
+        elapsed = torch.tensor(clock.sample(call), dtype=torch.float64, device=device)
         dist.all_reduce(elapsed, dist.ReduceOp.MAX)
         return elapsed.item()
 
-    return slowest
+    return sample
 
 
 def _row(kind: str, batch: int, times: dict[str, float], alone: dict[str, float]) -> Row:
     processes = dist.get_world_size()
-    return {
-        "suite": "ddp", "provider": PROVIDERS[kind], "variant": None, "backend": None, "timing": "eager",
-        "pass": "training", "median_us": times["median"], "p20_us": times["p20"], "p80_us": times["p80"],
-        "peak_mb": None, "share_of_floor": None, "relative_error": None, "failure": None, "flop": None, "bytes": None,
-        "floor_us": None, "images_per_s": 1e6 * processes * batch / times["median"], "processes": processes,
+    return dict.fromkeys(ROW) | {
+        "suite": "ddp",
+        "provider": PROVIDERS[kind],
+        "timing": "eager",
+        "pass": "training",
+        "median_us": times["median"],
+        "p20_us": times["p20"],
+        "p80_us": times["p80"],
+        "images_per_s": 1e6 * processes * batch / times["median"],
+        "processes": processes,
         "collective_share": 1 - alone["median"] / times["median"],
-    }  # fmt: skip
+    }
+
+
+def keep(rows: list[Row], path: Path, device: str) -> None:
+    """Adds rows to a device's record, whose other rows have threads and memory of their own."""
+    here = environment(device, 1)
+    Record.resume(path, {name: here[name] for name in here if name not in ("threads", "malloc")}).put(rows)
 
 
 def describe(rows: list[Row]) -> str:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .record import brief
+
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
@@ -85,10 +87,8 @@ def shape(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split("x"))
 
 
-def brief(error: BaseException) -> str:
-    """An error in one line."""
-    first = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
+def one_line(error: BaseException) -> str:
+    return brief(error).splitlines()[0]
 
 
 def _made(target: str) -> Any:
@@ -106,7 +106,7 @@ def _made(target: str) -> Any:
     try:
         return factory()
     except Exception as error:
-        raise ValueError(f"--mine: {target} fails: {brief(error)}") from error
+        raise ValueError(f"--mine: {target} fails: {one_line(error)}") from error
 
 
 def _module(place: str) -> ModuleType:
@@ -119,7 +119,7 @@ def _module(place: str) -> ModuleType:
     try:
         return _from_file(path) if is_file else importlib.import_module(place)
     except Exception as error:
-        raise ValueError(f"--mine: {place} cannot be imported: {brief(error)}") from error
+        raise ValueError(f"--mine: {place} cannot be imported: {one_line(error)}") from error
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -148,10 +148,10 @@ def _try(subject: Subject, input: str | None) -> None:
             subject.run()
     except Exception as error:
         if input is None:
-            raise ValueError(f"--mine: the model refuses the factory's own inputs: {brief(error)}") from error
+            raise ValueError(f"--mine: the model refuses the factory's own inputs: {one_line(error)}") from error
         raise ValueError(
-            f"--input {input}: the model refuses it: {brief(error)} (where a model takes integers, or several inputs, "
-            "let the factory return (model, inputs))"
+            f"--input {input}: the model refuses it: {one_line(error)} (where a model takes integers, or "
+            "several inputs, let the factory return (model, inputs))"
         ) from error
 
 

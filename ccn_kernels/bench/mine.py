@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,32 @@ import torch
 
 from ..files import write_json
 from . import steps, swap
+from .clock import clock_of
 from .factory import FORMATS, load
+from .record import environment
+from .settings import Settings
+from .tell import progress
+from .work import INTERRUPTED, MALLOC, pinned, surroundings, wait
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-ROUNDS = 11
+ROUNDS = {"cpu": 11, "cuda": 50}
+
+
+def start(settings: Settings, **options: Any) -> None:
+    """``run`` in a process of its own, as steady as those of the named workloads.
+
+    Raises:
+        SystemExit: it failed, and has said why.
+        KeyboardInterrupt: what was measured is shown and kept.
+    """
+    text = json.dumps({**options, "device": settings.device, "threads": settings.threads})
+    with pinned(settings.threads if settings.device == "cpu" else None):
+        process = subprocess.Popen([sys.executable, "-m", __name__, text], env=surroundings(settings))
+    code = wait(process)
+    if code in (INTERRUPTED, -2):
+        raise KeyboardInterrupt
+    if code:
+        raise SystemExit(code)
 
 
 def run(
@@ -22,38 +48,40 @@ def run(
     *,
     memory_format: str | None = None,
     dtype: str | None = None,
-    device: str | None = None,
-    rounds: int = ROUNDS,
-    out: Path | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    rounds: int | None = None,
+    out: str | None = None,
 ) -> dict[str, Any]:
-    """Measures and prints; returns (and writes to ``out``) what was measured.
+    """Measures and prints; returns (and writes to the file ``out``) what was measured.
 
     Args:
         target, input: see ``factory.load``.
         memory_format, dtype: None leaves the model as its factory makes it.
-        device: None is the GPU where there is one.
+        rounds: turns of plain and compact; None for ``ROUNDS``.
 
     Raises:
         ValueError: bad ``target`` or ``input``.
     """
     torch.manual_seed(0)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch.set_num_threads(threads or torch.get_num_threads())
     subject = load(
-        target, input, device=str(place), dtype=getattr(torch, dtype) if dtype else None,
+        target, input, device=device, dtype=getattr(torch, dtype) if dtype else None,
         memory_format=FORMATS[memory_format] if memory_format else torch.preserve_format,
     )  # fmt: skip
     compact, report = swap.swapped(subject.model)
-    uses = swap.uses(subject, compact, report.converted)
+    uses, rounds, clock = swap.uses(subject, compact, report.converted), rounds or ROUNDS[device], clock_of(device)
+    malloc = " ".join(f"{name}={os.environ[name]}" for name in MALLOC if name in os.environ) or None
     result: dict[str, Any] = {
-        "model": target, "device": str(place), "torch": torch.__version__, "threads": torch.get_num_threads(),
-        "rounds": rounds, "kept": report.kept, "not_run": _not_run(report.converted, uses),
-        "layers": [], "whole": {},
+        "model": target, "environment": {**environment(device, torch.get_num_threads(), malloc), "rounds": rounds},
+        "kept": report.kept, "not_run": _not_run(report.converted, uses), "layers": [], "whole": {},
     }  # fmt: skip
     try:
-        for use in _progress(uses):
-            result["layers"].append(swap.measure_layer(use, place, rounds))
-            _save(out, result)
-        result["whole"] = steps.measure(subject, compact, place, rounds)
+        with progress(uses) as shown:
+            for use in shown:
+                result["layers"].append(swap.measure_layer(use, clock, rounds))
+                _save(out, result)
+        result["whole"] = steps.measure(subject, compact, clock, rounds)
         _save(out, result)
     finally:  # what Ctrl-C leaves is shown
         print(describe(result), flush=True)
@@ -65,17 +93,9 @@ def _not_run(converted: Iterable[str], uses: Iterable[swap.Use]) -> list[str]:
     return [name for name in converted if name not in run]
 
 
-def _save(out: Path | None, result: dict[str, Any]) -> None:
+def _save(out: str | None, result: dict[str, Any]) -> None:
     if out is not None:
-        write_json(out, result)
-
-
-def _progress(uses: Sequence[swap.Use]) -> Iterable[swap.Use]:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return uses
-    return tqdm(uses, unit="layer")
+        write_json(Path(out), result)
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -157,3 +177,20 @@ def _table(lines: list[list[Any]], headers: list[str]) -> str:
     except ImportError:
         return "\n".join(" | ".join(map(str, line)) for line in [headers, *lines])
     return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+
+
+def main(text: str) -> int:
+    """The measuring process's."""
+    torch.backends.cudnn.benchmark = True
+    try:
+        run(**json.loads(text))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"ccn: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

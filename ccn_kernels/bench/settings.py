@@ -13,7 +13,7 @@ import torch
 
 from .. import backends
 from ..workloads import SUITES, Layer, of_suite
-from . import networks
+from . import growth, networks
 from .networks import Network
 
 PROVIDERS = (
@@ -102,4 +102,4 @@ def suite_names(device: str) -> tuple[str, ...]:
 def suites(device: str) -> dict[str, tuple[Layer | Network, ...]]:
     """All suites, by name, with batches that suit the device. Suites that live elsewhere are added here."""
     layers: dict[str, tuple[Layer | Network, ...]] = {name: of_suite(name, device) for name in SUITES}
-    return {**layers, "networks": networks.NETWORKS[device], "tiny-networks": networks.TINY}
+    return {**layers, **growth.suites(device), "networks": networks.NETWORKS[device], "tiny-networks": networks.TINY}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .factory import Subject, brief
-from .gauges import peak_bytes, sampler
+from .clock import Clock
+from .factory import Subject, one_line
 from .timing import WARM_UP, interleaved
 
 Step = Callable[[], Any]
@@ -41,34 +41,34 @@ def loss_of(outputs: Any) -> Tensor:
     return torch.stack(squares).sum()
 
 
-def measure(subject: Subject, compact: nn.Module, device: torch.device, rounds: int) -> dict[str, Any]:
+def measure(subject: Subject, compact: nn.Module, clock: Clock, rounds: int) -> dict[str, Any]:
     """For both passes, of both models: microseconds, and the peak of memory beside the weights."""
     models = {"plain": subject.model, "compact": compact}
     return {
         name: _both(
-            subject, {kind: model.train(name == "training") for kind, model in models.items()}, make, device, rounds
+            subject, {kind: model.train(name == "training") for kind, model in models.items()}, make, clock, rounds
         )
         for name, make in (("inference", inference), ("training", training))
     }
 
 
 def _both(
-    subject: Subject, models: dict[str, nn.Module], make: Callable[..., Step], device: torch.device, rounds: int
+    subject: Subject, models: dict[str, nn.Module], make: Callable[..., Step], clock: Clock, rounds: int
 ) -> dict[str, Any]:
     calls = {kind: make(subject, model) for kind, model in models.items()}
     try:
-        peaks = {kind: _peak(call, models[kind], device) for kind, call in calls.items()}
-        times = interleaved(calls, rounds, sampler(device))
+        peaks = {kind: _peak(call, models[kind], clock) for kind, call in calls.items()}
+        times = interleaved(calls, rounds, clock.sample)
     except Exception as error:  # a model of any kind may fail in any way
-        return {"failure": brief(error)}
+        return {"failure": one_line(error)}
     finally:
         for model in models.values():
             model.zero_grad(set_to_none=True)
     return {kind: {**times[kind], "peak_mb": peaks[kind] / 1e6} for kind in calls}
 
 
-def _peak(call: Step, model: nn.Module, device: torch.device) -> int:
+def _peak(call: Step, model: nn.Module, clock: Clock) -> int:
     for _ in range(WARM_UP):  # a search for the fastest algorithm takes memory of its own
         call()
     model.zero_grad(set_to_none=True)
-    return peak_bytes(call, device)
+    return clock.peak_bytes(call)

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from .. import backends
 from ..convert import ConversionReport, to_compact
 from ..spec import norm_dtype
-from .factory import Subject, brief, duplicate
-from .gauges import sampler
+from .case import incoming_gradient, limit, relative_error
+from .clock import Clock
+from .factory import Subject, duplicate, one_line
 from .timing import interleaved
 
-# Relative errors against the reference in the same dtype; both round. On a GPU fp32 may mean TF32.
-LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 6e-3, torch.bfloat16: 3e-2}
-TF32_LIMIT = 6e-3
-TINY = 1e-30
+FLOAT64_LIMIT = 1e-10
 PASSES = ("forward", "training")
 KINDS = ("plain", "compact")
 
@@ -37,7 +35,10 @@ class Use:
     names: list[str] = field(default_factory=list)
     calls: int = 0
 
-    def fresh_input(self, device: torch.device) -> Tensor:
+    def __str__(self) -> str:
+        return self.names[0]
+
+    def fresh_input(self, device: str) -> Tensor:
         return torch.randn_like(self.input, device=device).requires_grad_(self.input.requires_grad)
 
 
@@ -84,7 +85,7 @@ def _with_relu(model: nn.Module, name: str) -> nn.Module:
     return nn.Sequential(layer, next(after for before, after in pairwise(siblings) if before is layer))
 
 
-def measure_layer(use: Use, device: torch.device, rounds: int) -> dict[str, Any]:
+def measure_layer(use: Use, clock: Clock, rounds: int) -> dict[str, Any]:
     """Microseconds of both layers in both passes; none where the compact one is wrong."""
     row: dict[str, Any] = {
         "layers": use.names,
@@ -92,25 +93,25 @@ def measure_layer(use: Use, device: torch.device, rounds: int) -> dict[str, Any]
         "kind": kind(_bare(use.plain)),
         "input": list(use.input.shape),
         "relu_fused": use.compact.activation == "relu",
-        "backend": _backend(use.compact, use.input.dtype, device),
+        "backend": _backend(use.compact, use.input.dtype, clock.device),
         "relative_error": None,
         "failure": None,
     }
     try:
-        input = use.fresh_input(device)
+        input = use.fresh_input(clock.device)
         grad = _gate(use, input, row)
         if row["failure"] is None:
             layers = {"plain": use.plain, "compact": use.compact}
             calls = {(who, way): _call(way, layer, input, grad) for way in PASSES for who, layer in layers.items()}
-            for (who, way), times in interleaved(calls, rounds, sampler(device)).items():
+            for (who, way), times in interleaved(calls, rounds, clock.sample).items():
                 row.setdefault(way, {})[who] = times
     except Exception as error:  # no memory, above all
-        row["failure"] = brief(error)
+        row["failure"] = one_line(error)
     return row
 
 
-def _backend(layer: Any, dtype: torch.dtype, device: torch.device) -> str:
-    return backends.select(None, device.type, dtype, layer.weight.dim() - 2)
+def _backend(layer: Any, dtype: torch.dtype, device: str) -> str:
+    return backends.select(None, device, dtype, layer.weight.dim() - 2)
 
 
 def kind(layer: Any) -> str:
@@ -139,12 +140,9 @@ def _gate(use: Use, input: Tensor, row: dict[str, Any]) -> Tensor:
     bare: Any = copy.deepcopy(use.compact)
     bare.backend, bare.activation = "reference", None
     before = bare(input)
-    direction = before.detach().to(norm_dtype(before.dtype))
-    size = direction.square().mean().sqrt().clamp_min(TINY)  # 0 where weights begin as zeros
-    grad = torch.randn_like(direction) + direction / size  # along the output: alpha's gradient must not cancel
-    if row["relu_fused"]:
-        grad[direction.abs() < 0.05 * size] = 0  # where rounding may shut or open the ReLU
-    grad = grad.to(before.dtype)
+    wide = before.detach().to(norm_dtype(before.dtype))
+    along = wide if wide.any() else torch.ones_like(wide)  # layers whose weights begin as zeros
+    grad = incoming_gradient(along, before.dtype, row["relu_fused"])
     expected = before.relu() if row["relu_fused"] else before
     actual = use.compact(input)
     pairs = [(actual, expected)]
@@ -152,14 +150,17 @@ def _gate(use: Use, input: Tensor, row: dict[str, Any]) -> Tensor:
     if wanted:
         found = torch.autograd.grad(actual, wanted, grad), torch.autograd.grad(expected, same, grad)
         pairs += zip(*found, strict=True)
-    error = max(_relative_error(actual, expected) for actual, expected in pairs)
-    limit = TF32_LIMIT if input.dtype == torch.float32 and input.is_cuda else LIMITS[input.dtype]
+    error = max(0.0 if torch.equal(*pair) else relative_error(*pair) for pair in pairs)
+    most = _limit(input)
     row["relative_error"] = float(f"{error:.3g}")
-    if not error <= limit:  # NaN is wrong
-        row["failure"] = f"wrong by {error:.2g} (at most {limit:g})"
+    if not error <= most:  # NaN is wrong
+        row["failure"] = f"wrong by {error:.2g} (at most {most:g})"
     return grad
 
 
-def _relative_error(actual: Tensor, expected: Tensor) -> float:
-    actual, expected = actual.double(), expected.double()
-    return ((actual - expected).norm() / expected.norm().clamp_min(TINY)).item()
+def _limit(input: Tensor) -> float:
+    """For two results that both round; on a GPU fp32 may mean TF32."""
+    if input.dtype == torch.float64:
+        return FLOAT64_LIMIT
+    name = str(input.dtype).removeprefix("torch.")
+    return limit("tf32" if name == "float32" and input.is_cuda else name, rival=True)

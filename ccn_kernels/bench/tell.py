@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from . import growth
 from .record import Row
 
 PEERS = ("conv_nobias", "two_branch", "two_branch_compiled", "two_branch_max_autotune", "cudnn_epilogue",
@@ -44,7 +45,12 @@ def _printed(jobs: Sequence[Any]) -> Iterator[Any]:
 def summary(rows: Sequence[Row]) -> str:
     """Tables of layers and of networks, and what failed."""
     layers = [row for row in rows if row["images_per_s"] is None]
-    blocks = [ratios(layers), throughput([row for row in rows if row["images_per_s"] is not None]), failures(rows)]
+    blocks = [
+        ratios(layers),
+        throughput([row for row in rows if row["images_per_s"] is not None]),
+        failures(rows),
+        cliffs(rows),
+    ]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -114,6 +120,11 @@ def failures(rows: Iterable[Row]) -> str:
         f"- {provider}, {len(members)} rows ({members[0]['workload']} {members[0]['pass']} ...): {reason[:300]}"
         for (provider, reason), members in found.items()
     )
+
+
+def cliffs(rows: Sequence[Row]) -> str:
+    grown = [row for row in rows if row["suite"].startswith("growth-")]
+    return growth.report(grown) if grown else ""
 
 
 def markdown(headers: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

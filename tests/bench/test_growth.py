@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ccn_kernels.bench import growth
+from ccn_kernels.bench import growth, settings, tell
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -79,3 +79,13 @@ def test_settings_are_not_mixed_and_variants_do_not_count():
     mixed = rows("batch", SMOOTH) + rows("batch", slow, **{"pass": "training"})
     mixed += rows("batch", {8: 9 * SMOOTH[8]}, variant="again") + rows("batch", {8: 1e9}, suite="vgg11")
     assert growth.cliffs(mixed) == []
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_harness_knows_the_suites(device):
+    assert set(growth.suites(device)) <= set(settings.suites(device))
+
+
+def test_cliffs_are_told_below_the_ratios():
+    assert tell.cliffs(rows("batch", SMOOTH)).startswith("no point lies above")
+    assert tell.cliffs([{"suite": "vgg11"}]) == ""
