@@ -26,6 +26,7 @@ from .. import backends
 from ..files import read_json, write_json
 from .clock import clock_of
 from .factory import FORMATS, Subject, load, one_line
+from .measure import rounded
 from .record import ROW, Record, Row, environment
 from .settings import Settings
 from .steps import Step, training
@@ -168,23 +169,19 @@ def _slowest(device: torch.device) -> Callable[[Callable[[], Any]], float]:
 def _row(kind: str, batch: int, times: dict[str, float], alone: dict[str, float]) -> Row:
     processes = dist.get_world_size()
     return dict.fromkeys(ROW) | {
-        "suite": "ddp",
-        "provider": PROVIDERS[kind],
-        "timing": "eager",
-        "pass": "training",
-        "median_us": times["median"],
-        "p20_us": times["p20"],
-        "p80_us": times["p80"],
-        "images_per_s": 1e6 * processes * batch / times["median"],
-        "processes": processes,
+        "suite": "ddp", "provider": PROVIDERS[kind], "timing": "eager", "pass": "training",
+        "median_us": times["median"], "p20_us": times["p20"], "p80_us": times["p80"],
+        "images_per_s": 1e6 * processes * batch / times["median"], "processes": processes,
         "collective_share": 1 - alone["median"] / times["median"],
-    }
+    }  # fmt: skip
 
 
 def keep(rows: list[Row], path: Path, device: str) -> None:
     """Adds rows to a device's record, whose other rows have threads and memory of their own."""
     here = environment(device, 1)
-    Record.resume(path, {name: here[name] for name in here if name not in ("threads", "malloc")}).put(rows)
+    Record.resume(path, {name: here[name] for name in here if name not in ("threads", "malloc")}).put(
+        map(rounded, rows)
+    )
 
 
 def describe(rows: list[Row]) -> str:
