@@ -179,9 +179,8 @@ def _row(kind: str, batch: int, times: dict[str, float], alone: dict[str, float]
 def keep(rows: list[Row], path: Path, device: str) -> None:
     """Adds rows to a device's record, whose other rows have threads and memory of their own."""
     here = environment(device, 1)
-    Record.resume(path, {name: here[name] for name in here if name not in ("threads", "malloc")}).put(
-        map(rounded, rows)
-    )
+    del here["threads"], here["malloc"]
+    Record.resume(path, here).put(map(rounded, rows))
 
 
 def describe(rows: list[Row]) -> str:

@@ -1,9 +1,15 @@
 """Two processes: a real run of a small model, and what happens when one fails or the user stops them."""
 
 import pytest
+from user_models import written
 
 from ccn_kernels.bench import ddp
 from ccn_kernels.bench.record import ROW, Record, environment
+
+
+@pytest.fixture
+def models(tmp_path):
+    return written(tmp_path)
 
 
 def test_two_processes_give_a_row_a_model(models):

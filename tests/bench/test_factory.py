@@ -4,8 +4,14 @@ import sys
 
 import pytest
 import torch
+from user_models import written
 
 from ccn_kernels.bench import factory
+
+
+@pytest.fixture
+def models(tmp_path):
+    return written(tmp_path)
 
 
 def test_a_file_and_a_module_are_loaded(models):

@@ -6,12 +6,19 @@ import sys
 
 import pytest
 import torch
+from user_models import written
 
 from ccn_kernels import CompactConv2d, cli
 from ccn_kernels.bench import factory, mine, steps, swap
 from ccn_kernels.bench.clock import HostClock
 
 CLOCK = HostClock()
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+
+
+@pytest.fixture
+def models(tmp_path):
+    return written(tmp_path)
 
 
 def uses_of(target, input=None, **settings):

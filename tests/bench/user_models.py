@@ -1,8 +1,5 @@
 """Models as a user's file holds them."""
 
-import pytest
-import torch
-
 MODELS = """
 import torch
 from torch import nn
@@ -83,15 +80,8 @@ number = 3
 """
 
 
-@pytest.fixture(autouse=True)
-def isolated():
-    """Replaces the fixture that poisons memory: its deterministic mode makes oneDNN's convolutions take ages."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def models(tmp_path):
+def written(folder):
     """The name of a factory to what `--mine` takes."""
-    path = tmp_path / "models.py"
+    path = folder / "models.py"
     path.write_text(MODELS)
     return lambda name: f"{path}:{name}"
