@@ -1,11 +1,12 @@
-"""The GPU record: is it right, how fast is it, and against whom.
+"""The GPU's one command: is it right, how fast is it, and against whom.
 
-    python benchmarks/gpu.py [--parts forward,training] [--budget 420] [--out DIR]
+    python benchmarks/gpu.py [--parts kernel-notes,networks] [--budget 420] [--out DIR]
 
-Each part is measured by a process of its own and written, row by row, to one JSON file named after the GPU. A part that
-is done for this state of the package is left alone; one that ran out of its budget goes on where it stopped when it is
-called again. A row that crashes, hangs or loses the CUDA context is recorded as such, and the rest goes on without it.
-`--dry-run` takes tiny shapes through all of it on a CPU.
+Throughput is what `ccn bench` measures, part by part, into the GPU's record. Programs (the tests, compute-sanitizer)
+and diagnostics of our kernels (tiles, launches, ablation, host time) go to a file beside it. A part that is done for
+this state of the package is left alone; one that ran out of its budget goes on where it stopped when it is called
+again. What crashes, hangs or loses the CUDA context is recorded as such, and the rest goes on without it. `--dry-run`
+takes tiny shapes through all of it on a CPU.
 """
 
 from __future__ import annotations
@@ -18,46 +19,58 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpu_parts import NAMES, ROWS
-from gpu_parts.machine import file_name, machine
-from gpu_parts.record import Record, failures, git_commit
-from gpu_parts.run import Run, running
+import torch
+from gpu_parts import NAMES, ROWS, THROUGHPUT
+from gpu_parts.record import Record, card, failures
+from gpu_parts.run import DryClock, Run, running
 from gpu_parts.summary import summary
+
+from ccn_kernels.bench import record as throughput
+from ccn_kernels.bench import work as bench
+from ccn_kernels.bench.clock import GpuClock
+from ccn_kernels.bench.settings import Settings
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 LEAST = 10.0  # seconds of a budget that another process is started for
+TINY: dict[str, Any] = {"device": "cpu", "suites": ("tiny",), "workloads": "", "dtypes": ("float32",), "rounds": 2}
 
 
 def main() -> int:
     args = arguments()
+    if not args.dry_run and not torch.cuda.is_available():
+        sys.exit("PyTorch sees no CUDA GPU here; --dry-run needs none")
     args.out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault(CACHE, str(args.cache or args.out / "inductor.tmp"))
     os.environ.setdefault("TORCHINDUCTOR_AUTOTUNE_NUM_CHOICES_DISPLAYED", "0")  # pages for every convolution
     if args.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
-    path = args.out / file_name(args.dry_run)
+    record, diagnostics = paths(args)
     if args.child:
-        work(args, path)
+        diagnose(args, diagnostics)
         return 0
-    for part in args.parts:
-        do(part, args, path)
-    record = Record(path)
-    print(f"\n{path}\n\n{summary(record, args.parts)}", flush=True)
-    return 1 if any(wrong(record, part) for part in args.parts) else 0
+    broken = [part for part in args.parts if not (measure if part in THROUGHPUT else do)(part, args)]
+    print(f"\n{record}\n{diagnostics}\n\n{summary(record, Record(diagnostics), args.parts)}", flush=True)
+    ours = record.exists() and any(row["failure"] for row in throughput.Record.load(record).rows if is_ours(row))
+    return 1 if broken or ours or any(wrong(Record(diagnostics), part) for part in args.parts) else 0
+
+
+def is_ours(row: dict[str, Any]) -> bool:
+    return row["provider"] == "ccn"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=parts, default=NAMES, help=f"of {','.join(NAMES)}; all by default")
-    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose names match")
+    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows or workloads whose names match")
     parser.add_argument("--budget", type=float, default=420, metavar="SECONDS", help="for each part")
     parser.add_argument("--rounds", type=int, help="turns that every contender takes (100; 2 in a dry run)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=throughput.RESULTS, metavar="DIR")
     parser.add_argument("--cache", type=Path, metavar="DIR", help=f"torch.compile's (or set {CACHE})")
     parser.add_argument("--commit", help="what to record where git does not know the checkout")
     parser.add_argument("--again", action="store_true", help="do what is done already once more")
@@ -75,15 +88,52 @@ def parts(text: str) -> tuple[str, ...]:
     return tuple(name for name in NAMES if name in text.split(","))
 
 
-# The parent's side.
+def paths(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The record's, and that of what is no throughput."""
+    record = throughput.default_path("cuda").name if not args.dry_run else "dry-run.json"
+    device = throughput.slug("cuda") if not args.dry_run else "dry-run"
+    return args.out / record, args.out / f"{device}-diagnostics.json"
 
 
-def do(part: str, args: argparse.Namespace, path: Path) -> None:
+# Throughput.
+
+
+def measure(part: str, args: argparse.Namespace) -> bool:
+    """One part's suites; whether nothing of the harness broke."""
+    started = time.monotonic()
+    for options in THROUGHPUT[part]:
+        settings = settings_of(options, args)
+        left = args.budget - (time.monotonic() - started)
+        print(f"[{part}] {', '.join(settings.suites)}", flush=True)
+        try:
+            bench.run(replace(settings, budget=left))
+        except (RuntimeError, ValueError) as error:
+            print(f"[{part}] {error}", flush=True)
+            return isinstance(error, ValueError) and bool(args.rows)  # no workload of this part has such a name
+    return True
+
+
+def settings_of(options: dict[str, Any], args: argparse.Namespace) -> Settings:
+    if args.dry_run:
+        networks = "networks" in options.get("suites", ())
+        options = {**options, **TINY, "suites": ("tiny-networks",) if networks else ("tiny",), "threads": 1}
+    else:
+        options = {"device": "cuda", **options, "rounds": args.rounds}
+    if args.rows:
+        options["workloads"] = args.rows
+    return Settings(out=paths(args)[0], again=args.again, commit=args.commit, **options)
+
+
+# Programs and diagnostics: the parent's side.
+
+
+def do(part: str, args: argparse.Namespace) -> bool:
     """One part, by as many processes as it takes: another one follows where one has died."""
+    path = paths(args)[1]
     started, left = time.monotonic(), args.budget
     if prepare(part, args, path)["missing"] == []:
         print(f"[{part}] is done already", flush=True)
-        return
+        return True
     running(args.out).unlink(missing_ok=True)
     while True:
         code = subprocess.call(child_command(part, args, left))
@@ -93,12 +143,14 @@ def do(part: str, args: argparse.Namespace, path: Path) -> None:
     record = Record(path)
     record.part(part)["seconds"] += round(time.monotonic() - started, 1)
     record.save()
+    return True
 
 
 def prepare(part: str, args: argparse.Namespace, path: Path) -> dict[str, Any]:
     record = Record(path)
-    record.data["machine"] = machine(args.dry_run)
-    entry = record.begin(part, args.commit or git_commit())
+    device = "cpu" if args.dry_run else "cuda"
+    record.data["machine"] = {**throughput.environment(device, torch.get_num_threads()), "card": card()}
+    entry = record.begin(part, args.commit or throughput.git_commit())
     if args.again:
         record.forget(part, args.rows)
     record.save()
@@ -141,15 +193,12 @@ def wrong(record: Record, part: str) -> bool:
 # The child's side.
 
 
-def work(args: argparse.Namespace, path: Path) -> None:
+def diagnose(args: argparse.Namespace, path: Path) -> None:
     """Rows of one part, until its budget is spent."""
-    import torch
-    from gpu_parts.clock import GpuClock, HostClock
-
     (part,) = args.parts
     torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
-    run = Run(HostClock() if args.dry_run else GpuClock(), args.rounds, args.dry_run, args.budget, args.out, part)
+    torch.backends.cudnn.benchmark = True
+    run = Run(DryClock() if args.dry_run else GpuClock(), args.rounds, args.dry_run, args.budget, args.out, part)
     module, function = ROWS[part]
     rows = getattr(importlib.import_module(f"gpu_parts.{module}"), function)(run)
     record = Record(path)

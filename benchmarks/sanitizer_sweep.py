@@ -16,7 +16,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpu_parts.case import LIMITS, exact_products, incoming_gradient, relative_error
 from gpu_parts.checks import DONE
 
 from ccn_kernels import reference
@@ -25,6 +24,7 @@ from ccn_kernels.backends.triton.backward_pass import Backward
 from ccn_kernels.backends.triton.config import HYBRID, Tile
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.launch import Problem
+from ccn_kernels.bench.case import LIMITS, exact_products, incoming_gradient, relative_error
 from ccn_kernels.spec import ConvSpec
 
 INTERPRETED = backend.interpreting()
@@ -109,7 +109,7 @@ def is_right(call: Call) -> bool:
         grad, expected = exact(operands, spec, call.dtype)
     results = ours(call, spec, operands, grad)
     errors = {name: relative_error(results[name], want) for name, want in expected.items()}
-    limit = LIMITS[call.dtype]
+    limit = LIMITS["tf32" if call.dtype == torch.float32 else str(call.dtype).removeprefix("torch.")]
     wrong = [name for name, error in errors.items() if not error < limit]
     shown = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     print(f"{call.name} {call.dtype}: {shown}{' WRONG: ' + ', '.join(wrong) if wrong else ''}", flush=True)

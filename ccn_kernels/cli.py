@@ -56,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_layer(tune)
     tune.set_defaults(run=_tune)
 
+    from .bench import command  # an extra, but this part of it imports nothing
+
+    command.add_parser(commands)
+
     demo = commands.add_parser("demo", help="train plain and compact networks on digits, attack both, compare speed")
     demo.add_argument(
         "--dataset", choices=("digits", "mnist"), default="digits", help="digits (default) needs no files"

@@ -8,32 +8,30 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import triton
-from shapes import RESNET50, TINY, VGG11, Shape
 
 from ccn_kernels.backends.triton import config
+from ccn_kernels.bench.case import Case
+from ccn_kernels.bench.direct import Direct
+from ccn_kernels.workloads import Layer
 
-from .case import Case
-from .forward import described, floor
 from .kernels import no_squares
 from .measure import Contender, measure
-from .passes import Direct, Recorder, default_tile, name_of, precompile, resources
+from .passes import Recorder, default_tile, name_of, precompile, resources
 from .run import Row, Rows, Run
+from .tiles import case_of, described, forward_floor, layers
 
 
 def rows(run: Run) -> Rows:
-    shapes = TINY if run.dry_run else (*VGG11, *RESNET50)
-    return {shape.name: functools.partial(squares, run, shape) for shape in shapes}
+    return {layer.name: functools.partial(squares, run, layer) for layer in layers(run)}
 
 
-def squares(run: Run, shape: Shape) -> Row:
+def squares(run: Run, layer: Layer) -> Row:
     """The default kernel, its squares found in the loop, at the centre's taps, in a plane made before; or not at all.
 
     Every launch is timed alone: what makes the plane, and what adds up a split sum, are entries of their own.
     """
-    dtype = torch.float32 if run.dry_run else torch.bfloat16
-    case = Case(shape, dtype, run.device)
+    case = case_of(run, layer)
     default, contenders = default_tile(case, "forward"), {}
     if default.kernel in ("descriptor", "gather"):
         request, device = Direct(case).problem().request("forward"), Direct(case).problem().device
@@ -45,8 +43,9 @@ def squares(run: Run, shape: Shape) -> Row:
         plane = dataclasses.replace(default, squares="plane")
         contenders["none"] = functools.partial(of_kernel, case, plane, without_squares)
         contenders |= {f"plane: {name}": make for name, make in others(case, plane).items()}
-    least = floor(shape, dtype)
-    return described(case, "ablation", least, measure(run, contenders, ("replayed",)), "forward")
+    return described(
+        run, case, "ablation", forward_floor(run, layer), measure(run, contenders, ("replayed",)), "forward"
+    )
 
 
 def of_kernel(case: Case, tile: config.Tile, changed: Callable[[Any], Any] = lambda kernel: kernel) -> Contender:

@@ -12,7 +12,8 @@ import subprocess
 import sys
 from collections import Counter
 
-from .record import ROOT, without_paths
+from ccn_kernels.bench.record import ROOT, without_paths
+
 from .run import Row, Rows, Run
 
 TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("triton*"))

@@ -12,19 +12,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from shapes import Shape
 from torch import Tensor
 
 from ccn_kernels.backends import triton as backend
+from ccn_kernels.bench import providers
+from ccn_kernels.bench.case import Case
+from ccn_kernels.bench.direct import Direct
+from ccn_kernels.bench.providers import Entrant
 from ccn_kernels.bench.timing import interleaved
 from ccn_kernels.functional import compact_conv2d
+from ccn_kernels.workloads import Layer
 
-from .case import Case
-from .passes import Direct, Recorder
+from .passes import Recorder
 from .run import Row, Rows, Run
 
-SHAPE = Shape("64-64@16", 64, 64, 64, 16)
-TINY = Shape("8-8@4", 1, 8, 8, 4)
+LAYER = Layer("64-64@16", 64, 64, 64, 16)
+TINY = Layer("8-8@4", 1, 8, 8, 4)
 CALLS = 50  # in a row; the GPU's queue holds about a thousand launches
 
 
@@ -39,7 +42,7 @@ def rows(run: Run) -> Rows:
 
 
 def case_of(run: Run) -> Case:
-    return Case(TINY, torch.float32, run.device) if run.dry_run else Case(SHAPE, torch.bfloat16, run.device)
+    return Case(TINY if run.dry_run else LAYER, run.dtype, "channels_last", run.device)
 
 
 def row(run: Run, grad: bool, backward: bool) -> Row:
@@ -50,13 +53,13 @@ def row(run: Run, grad: bool, backward: bool) -> Row:
 
 def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
     """The functions and the layers, with what they differentiate."""
-    plain, ours = case.layer("plain"), case.layer("ours")
-    ours.backend = None
+    plain: Any = case.plain()
+    ours: Any = providers.module(Entrant("ccn"), case)
     x = case.x.detach().requires_grad_()
     operands = [x, ours.weight, ours.bias, ours.alpha]
     return {
-        "plain, F.conv2d": (lambda: F.conv2d(x, plain.weight, plain.bias, padding=1), [x, plain.weight, plain.bias]),
-        "plain, nn.Conv2d": (lambda: plain(x), [x, plain.weight, plain.bias]),
+        "conv, F.conv2d": (lambda: F.conv2d(x, plain.weight, plain.bias, padding=1), [x, plain.weight, plain.bias]),
+        "conv, nn.Conv2d": (lambda: plain(x), [x, plain.weight, plain.bias]),
         "ours, compact_conv2d": (lambda: compact_conv2d(*operands, padding=1), operands),
         "ours, CompactConv2d": (lambda: ours(x), operands),
     }
@@ -71,7 +74,7 @@ def inside(run: Run) -> Row:
     """One forward call from the outside in: what each layer of ours adds."""
     case, direct, recorder = case_of(run), Direct(case_of(run)), Recorder()
     direct.forward(recorder)
-    layer, nothing = case.layer("ours"), torch.ones(1, device=run.device)
+    layer, nothing = providers.module(Entrant("ccn"), case), torch.ones(1, device=run.device)
     operands, spec = (case.x, direct.weight, direct.bias, direct.alpha), direct.problem().spec
 
     def operator() -> None:
@@ -79,7 +82,7 @@ def inside(run: Run) -> Row:
 
     with torch.no_grad():
         return timed(run, {
-            "plain, nn.Conv2d": functools.partial(case.layer("plain"), case.x),
+            "conv, nn.Conv2d": functools.partial(case.plain(), case.x),
             "ours, CompactConv2d": functools.partial(layer, case.x),
             "ours, operator": operator,
             "ours, backend": lambda: backend.forward(*operands, spec, False),
@@ -111,7 +114,7 @@ def timed(run: Run, contenders: dict[str, Callable[[], Any]]) -> Row:
 def profile(run: Run) -> Row:
     """Where the time goes, by function. The profiler itself makes all of it slower."""
     case = case_of(run)
-    layer, profiler = case.layer("ours"), cProfile.Profile()
+    layer, profiler = providers.module(Entrant("ccn"), case), cProfile.Profile()
     with torch.no_grad():
         layer(case.x)
         run.clock.synchronize()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
+from ccn_kernels.bench.case import Named, relative_error
+from ccn_kernels.bench.measure import fill, poison
+from ccn_kernels.bench.record import brief
 from ccn_kernels.bench.timing import interleaved
 
-from .case import Named, relative_error
-from .run import Run, brief
+from .run import Run
 
 WAYS = ("called", "replayed")
 
@@ -54,7 +53,7 @@ def measure(run: Run, contenders: Mapping[str, Callable[[], Contender]], ways=WA
 def _check(run: Run, contender: Contender, ways: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Callable]]:
     """The entry so far, and the calls whose results are right."""
     entry: dict[str, Any] = dict(contender.facts)
-    poison(contender.expected)
+    poison(contender.expected or {})
     entry |= judge(contender, contender.call())
     calls: dict[str, Callable] = {"called": contender.call} if "called" in ways else {}
     if "replayed" in ways and "red gate" not in entry:
@@ -75,21 +74,3 @@ def judge(contender: Contender, results: Any) -> dict[str, Any]:
     if wrong:
         entry["red gate"] = ", ".join(f"{name} off by {error:.3g}" for name, error in wrong.items())
     return entry
-
-
-def poison(expected: Named | None) -> None:
-    """Leaves NaN in the memory that the allocator will hand out next, so that what is never written shows."""
-    if expected is not None:
-        for dtype in (torch.bfloat16, torch.float32):
-            for _ in range(2):
-                _ = [
-                    torch.full(tensor.shape, float("nan"), dtype=dtype, device=tensor.device)
-                    for tensor in expected.values()
-                ]
-
-
-def fill(results: Any) -> None:
-    """NaN over what a graph will write, so that a replay cannot live on what its capture left."""
-    for value in results.values() if isinstance(results, dict) else ():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            value.detach().fill_(float("nan"))

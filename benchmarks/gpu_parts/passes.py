@@ -1,32 +1,25 @@
-"""Our passes driven directly: with tiles that are asked for, and launch by launch."""
+"""What our passes launch, and the tiles that they may be asked to take."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 import triton
-from providers import DELTA
 from torch import Tensor
 
-from ccn_kernels.backends import triton as backend
 from ccn_kernels.backends.triton import config
-from ccn_kernels.backends.triton.backward_pass import Backward
-from ccn_kernels.backends.triton.config import HYBRID, Tile
-from ccn_kernels.backends.triton.forward_pass import Forward
+from ccn_kernels.backends.triton.config import Tile
 from ccn_kernels.backends.triton.geometry import next_power_of_two
-from ccn_kernels.backends.triton.launch import Launch, Problem
-from ccn_kernels.spec import ConvSpec
+from ccn_kernels.backends.triton.launch import Launch
+from ccn_kernels.bench.case import Case, Family
+from ccn_kernels.bench.direct import Direct, Tiles
 
-from .case import Case, Named
-
-Tiles = dict[str, Tile]
-ALL = [True, True, True, True]
-HYBRIDS = {"forward": HYBRID, "dgrad": HYBRID, "wgrad": HYBRID}
+OURS = Family(compact=True)
 
 # places, outputs, warps, stages
 SIZES = ((128, 128, 8, 4), (128, 128, 4, 4), (256, 128, 8, 3), (128, 256, 8, 3), (64, 256, 4, 4))
@@ -38,38 +31,6 @@ WGRAD_SIZES = (
     (128, 256, 64, 8, 3), (64, 64, 64, 4, 4), (64, 64, 128, 4, 4),
 )  # fmt: skip
 WGRAD_GATHER_SIZES = ((64, 32, 64, 4, 3), (64, 32, 128, 4, 3), (64, 32, 128, 8, 3), (64, 64, 64, 4, 3))
-
-
-class Direct:
-    """A case's passes without autograd and dispatcher."""
-
-    def __init__(self, case: Case, tiles: Tiles | None = None, relu: bool = False) -> None:
-        self.case, self.relu, self._tiles = case, relu, tiles
-        layer = case.layer("ours")
-        self.weight, self.bias, self.alpha = (p.detach() for p in (layer.weight, layer.bias, layer.alpha))
-
-    def problem(self, issue: Callable[[Launch], Any] = Launch.run) -> Problem:
-        stride = (self.case.shape.stride,) * 2
-        spec = ConvSpec(stride, (1, 1), (1, 1), 1, DELTA, self.relu)
-        x = self.case.x.detach()
-        return Problem(x, self.weight, spec, backend.device(x.device.index), issue, self._tiles)
-
-    @torch.no_grad()
-    def forward(self, issue: Callable[[Launch], Any] = Launch.run, save_quotient: bool = False) -> Named:
-        results = Forward(self.problem(issue), self.bias, self.alpha, save_quotient).run()
-        return dict(zip(("output", "quotient", "norm"), results, strict=True))
-
-    @torch.no_grad()
-    def backward(
-        self, saved: Named, grad: Tensor, mask: list[bool] = ALL, issue: Callable[[Launch], Any] = Launch.run
-    ) -> Named:
-        output, quotient = (saved["output"], None) if self.relu else (None, saved["quotient"])
-        found = Backward(self.problem(issue), grad, self.bias, self.alpha, output, quotient, saved["norm"], mask).run()
-        wanted = zip(("input", "weight", "alpha", "bias"), found, mask, strict=True)
-        return {name: gradient for name, gradient, asked in wanted if asked}
-
-    def training(self, grad: Tensor) -> Named:
-        return self.backward(self.forward(save_quotient=not self.relu), grad)
 
 
 class Recorder:
@@ -101,7 +62,7 @@ def precompile(case: Case, choices: Iterable[tuple[Tiles | None, bool]], mask: l
             direct = Direct(case, tiles, relu)
             saved = direct.forward(warm, save_quotient=mask is not None and not relu)
             if mask is not None:
-                direct.backward(saved, case.grad("ours, relu" if relu else "ours"), mask, warm)
+                direct.backward(saved, case.grad(OURS._replace(relu=relu)), mask, warm)
 
 
 def name_of(launch: Launch) -> str:
@@ -158,7 +119,7 @@ def _forward_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:
             for squares, first in itertools.product(("loop", "plane"), (False, True)):
                 yield Tile("gather", places, outputs, 32, warps, stages, 1, squares, first)
         return
-    one, *others = _products(case.shape.out_channels, case.shape.in_channels, case.dtype)
+    one, *others = _products(case.layer.out_channels, case.layer.in_channels, case.dtype)
     for squares, first in itertools.product(config.SQUARES, (False, True)):
         yield dataclasses.replace(one, squares=squares, places_first=first, splits=default.splits)
     for tile in (one, *others):
@@ -167,11 +128,11 @@ def _forward_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:
 
 
 def _dgrad_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:
-    if not boxable or case.shape.stride > 1:
-        outputs = max(16, min(64, next_power_of_two(case.shape.in_channels)))
+    if not boxable or case.layer.stride > 1:
+        outputs = max(16, min(64, next_power_of_two(case.layer.in_channels)))
         for places, warps in itertools.product((64, 128), (4, 8)):
             yield Tile("gather", places, outputs, 32, warps, 3)
-    for tile in _products(case.shape.in_channels, case.shape.out_channels, case.dtype):
+    for tile in _products(case.layer.in_channels, case.layer.out_channels, case.dtype):
         for splits, first in itertools.product((1, default.splits), (False, True)):
             yield dataclasses.replace(tile, splits=splits, places_first=first)
 
@@ -186,9 +147,9 @@ def _products(outputs: int, sums: int, dtype: torch.dtype) -> list[Tile]:
 def _wgrad_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:
     """Splits: as many as fill the GPU, and at the default size some others."""
     kernel, sizes = ("descriptor", WGRAD_SIZES) if boxable else ("gather", WGRAD_GATHER_SIZES)
-    widest = next_power_of_two(case.shape.in_channels) if boxable else 64
+    widest = next_power_of_two(case.layer.in_channels) if boxable else 64
     for outputs, depth, places, warps, stages in sizes:
-        if outputs <= next_power_of_two(case.shape.out_channels) and depth <= widest:
+        if outputs <= next_power_of_two(case.layer.out_channels) and depth <= widest:
             yield Tile(kernel, places, outputs, depth, warps, stages, 0)
     if default.kernel != "hybrid":
         for splits in (2, 4, 8, 16, 32):

@@ -1,20 +1,19 @@
-"""The result file: parts, each made of rows, every row written as soon as it is known."""
+"""The file beside the record: programs and diagnostics, part by part, every row written as soon as it is known."""
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import re
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
+from ccn_kernels.bench.record import fingerprint
 from ccn_kernels.files import read_json, write
 
-ROOT = Path(__file__).resolve().parents[2]
+CARD = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
 
 
 class Record:
@@ -60,31 +59,14 @@ def pretty(value: Any, depth: int) -> str:
     return "{\n" + textwrap.indent(entries, "  ") + "\n}"
 
 
-def fingerprint() -> str:
-    """Of the sources that kernels are made of: unlike the commit it knows what is not committed yet."""
-    sources = [path for path in (ROOT / "ccn_kernels").rglob("*") if path.suffix in (".py", ".json")]
-    digest = hashlib.sha256()
-    for path in sorted(sources):
-        if path.name != "_build_info.json" and path.parent.name != "robustness":
-            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def git_commit() -> str | None:
-    """The checkout's commit, "-dirty" if files differ from it; None where git does not know."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+def card() -> dict[str, str]:
+    """A GPU's clocks, power and temperature, as found."""
+    command = ["nvidia-smi", f"--query-gpu={CARD}", "--format=csv,noheader", "--id=0"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def without_paths(text: str) -> str:
-    """Without this machine's."""
-    for path, name in ((ROOT, "."), (Path(sys.prefix), "<python>"), (Path.home(), "~")):
-        if path != Path(path.anchor):
-            text = text.replace(str(path), name)
-    return text
+        values = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(CARD.split(","), values.strip().split(", "), strict=False))
 
 
 def today() -> str:
@@ -97,7 +79,7 @@ def failures(row: dict[str, Any]) -> list[str]:
         return [row["failed"]]
     found = []
     for name, entry in row.get("providers", {}).items():
-        if not name.startswith(("plain", "two-branch", "cudnn")):
+        if not name.startswith(("conv", "cudnn")):
             words = ("red gate", "failed", "refused") if name.startswith("ours") else ("red gate", "failed")
             found += [f"{name}: {word}, {entry[word]}" for word in words if word in entry]
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import functools
 import gc
 import json
 import math
@@ -13,7 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .record import Record, failures, without_paths
+from ccn_kernels.bench.clock import HostClock, Replay
+from ccn_kernels.bench.floor import ceilings, microseconds
+from ccn_kernels.bench.record import brief
+
+from .record import Record, failures
 
 ROW_LIMIT = 240.0  # seconds after which a row counts as hung
 PROGRAMS = ("tests", "sanitizer")  # their rows are other programs, which have time limits of their own
@@ -24,11 +29,24 @@ Row = dict[str, Any]
 Rows = dict[str, Callable[[], Row]]
 
 
+class DryReplay(Replay):
+    """No graph, but the call itself."""
+
+    def __call__(self) -> None:
+        self.result = self.call()
+
+
+class DryClock(HostClock):
+    def replayable(self, call: Callable[[], Any]) -> Replay:
+        return DryReplay(call, call(), call)
+
+
 class Run:
     """One process at one part."""
 
     def __init__(self, clock: Any, rounds: int, dry_run: bool, budget: float, folder: Path, part: str) -> None:
         self.clock, self.rounds, self.dry_run, self.folder = clock, rounds, dry_run, folder
+        self.dtype = "float32" if dry_run else "bfloat16"
         self._limit = math.inf if part in PROGRAMS else ROW_LIMIT
         self.device = clock.device
         self.lost: dict[str, str] = {}  # contenders of this row that took a process with them, and how
@@ -40,6 +58,14 @@ class Run:
     def left(self) -> float:
         """Seconds of the budget."""
         return self._budget - (time.monotonic() - self._started)
+
+    def floor(self, flop: int, moved: int) -> dict[str, float]:
+        """The least that is computed and moved, and the microseconds that takes by this GPU's measured ceilings."""
+        return {"flop": flop, "bytes": moved, "microseconds": microseconds(flop, moved, self.dtype, self._ceilings)}
+
+    @functools.cached_property
+    def _ceilings(self) -> dict[str, Any]:
+        return ceilings(self.clock, (self.dtype,), (1 << 12, 64) if self.dry_run else None)
 
     def step(self, name: str | None) -> None:
         """Leaves word of what is done now, for the process that will ask why this one died."""
@@ -94,11 +120,6 @@ class Run:
 
 def running(folder: Path) -> Path:
     return folder / "running.tmp"
-
-
-def brief(error: BaseException) -> str:
-    text = without_paths(f"{type(error).__name__}: {error}".strip())
-    return text if len(text) <= 600 else f"{text[:300]} ... {text[-300:]}"
 
 
 def say(part: str, key: str, row: Row) -> None:
