@@ -55,7 +55,16 @@ ALLOWED = {
     "convert": {"layers"},
     "models": {"layers"},
     "env_report": {"backends", "backends.extension", "version", "_C"},
-    "cli": {"backends", "backends.triton", "env_report", "robustness", "robustness.demo", "version", "workloads"},
+    "cli": {
+        "backends",
+        "backends.triton",
+        "bench.command",
+        "env_report",
+        "robustness",
+        "robustness.demo",
+        "version",
+        "workloads",
+    },
     "__main__": {"cli"},
     "__init__": {"backends", "convert", "functional", "layers", "models", "reference", "version"},
 }

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
 from .. import backends
 from ..layers import CompactConv1d, CompactConv2d, CompactConv3d, CompactLinear
@@ -153,7 +154,7 @@ def calls_of(layer: nn.Module, case: Case, family: Family, which: str) -> Callab
 
     if which == "training":
         return training
-    with torch._functorch.config.patch(donated_buffer=False):  # a compiled pass would free what it is to keep
+    with functorch.patch(donated_buffer=False):  # a compiled pass would free what it is to keep
         output = layer(leaves["input"])
     return lambda: gradients(output, True)
 
