@@ -38,8 +38,8 @@ lint: $(VENV)/built
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/built  ## the CPU ratios to F.conv2d, as a table and as benchmarks/results/*.json
-	$(PYTHON) benchmarks/cpu_ratios.py
+bench: $(VENV)/built  ## every peer beside us on this device: a table, and benchmarks/results/*.json; see ccn bench --help
+	$(VENV)/bin/ccn bench --formats channels_last,contiguous $(BENCH_ARGS)
 
 readme: $(VENV)/built  ## the README's table of speed and its pictures, from benchmarks/results/
 	$(PYTHON) benchmarks/readme.py
@@ -65,7 +65,7 @@ $(OLDEST)/deps: constraints.txt constraints-triton-3.6.txt
 	touch $@
 
 $(VENV)/built: $(VENV)/deps $(SOURCES)
-	$(PIP) install -q --no-build-isolation -c constraints.txt -e ".[triton,robustness,dev]"
+	$(PIP) install -q --no-build-isolation -c constraints.txt -e ".[triton,bench,robustness,dev]"
 	touch $@
 
 clean:
