@@ -21,6 +21,12 @@ THROUGHPUT = {
         {"formats": ("contiguous",), "providers": ALL},
     ],
     "suites": [{"suites": ("vgg11-table10", "resnet50", "mnist", "grouped", "linear", "vgg11"), "providers": ALL}],
+    "growth": [
+        {
+            "suites": tuple(f"growth-{axis}" for axis in ("batch", "image", "channels", "kernel")),
+            "providers": ("conv", "ccn"),
+        }
+    ],
     "compiled": [
         {"providers": COMPILED, "workloads": "^(3-64@32|64-128@16|256-256@8|512-512@4|64-64@56|256-256@14)$"},
         {"providers": COMPILED},
@@ -29,4 +35,4 @@ THROUGHPUT = {
 
 # In the order in which parts run: what must be right comes first, what says most next.
 NAMES = ("tests", "sanitizer", "kernel-notes", "networks", "host", "ablation", "dtypes", "gradients", "tiles",
-         "suites", "compiled")  # fmt: skip
+         "suites", "growth", "compiled")  # fmt: skip
