@@ -29,8 +29,9 @@ lint: $(VENV)/built
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/built  ## the CPU ratios to F.conv2d, as a table and as benchmarks/results/*.json
-	$(PYTHON) benchmarks/cpu_ratios.py
+bench: $(VENV)/built  ## this device's record in benchmarks/results: every peer, pass and format; see BENCH_ARGS=--help
+	$(VENV)/bin/ccn bench --formats channels_last,contiguous --passes forward,training,backward --providers \
+	  conv,conv_nobias,two_branch,two_branch_compiled,two_branch_max_autotune,ccn $(BENCH_ARGS)
 
 gpu:  ## tests and times on an NVIDIA GPU, by the python3 of an environment that has torch and triton; see GPU_ARGS=--help
 	python3 benchmarks/gpu.py $(GPU_ARGS)
@@ -53,7 +54,7 @@ $(OLDEST)/deps: constraints.txt constraints-triton-3.6.txt
 	touch $@
 
 $(VENV)/built: $(VENV)/deps $(SOURCES)
-	$(PIP) install -q --no-build-isolation -c constraints.txt -e ".[triton,robustness,dev]"
+	$(PIP) install -q --no-build-isolation -c constraints.txt -e ".[triton,robustness,bench,dev]"
 	touch $@
 
 clean:
