@@ -101,8 +101,11 @@ def pinned(threads: int | None) -> Iterator[None]:
 def wait(process: subprocess.Popen) -> int:
     try:
         return process.wait()
-    except KeyboardInterrupt:  # which the process got as well
-        process.wait(timeout=30)
+    except KeyboardInterrupt:  # which the process got as well, from a terminal; the file is whole at all times
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
         raise
 
 
