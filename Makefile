@@ -38,8 +38,9 @@ lint: $(VENV)/built
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/built  ## every peer beside us on this device: a table, and benchmarks/results/*.json; see ccn bench --help
-	$(VENV)/bin/ccn bench --formats channels_last,contiguous $(BENCH_ARGS)
+bench: $(VENV)/built  ## this device's record in benchmarks/results: every peer, pass and format; see BENCH_ARGS=--help
+	$(VENV)/bin/ccn bench --formats channels_last,contiguous --passes forward,training,backward --providers \
+	  conv,conv_nobias,two_branch,two_branch_compiled,two_branch_max_autotune,ccn $(BENCH_ARGS)
 
 readme: $(VENV)/built  ## the README's table of speed and its pictures, from benchmarks/results/
 	$(PYTHON) benchmarks/readme.py

@@ -47,7 +47,6 @@ def main() -> int:
         sys.exit("PyTorch sees no CUDA GPU here; --dry-run needs none")
     args.out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault(CACHE, str(args.cache or args.out / "inductor.tmp"))
-    os.environ.setdefault("TORCHINDUCTOR_AUTOTUNE_NUM_CHOICES_DISPLAYED", "0")  # pages for every convolution
     if args.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
     record, diagnostics = paths(args)

@@ -35,10 +35,9 @@ class Case:
     def __init__(self, layer: Layer, dtype: str, memory_format: str, device: str) -> None:
         self.layer, self.dtype_name, self.dtype, self.device = layer, dtype, DTYPES[dtype], device
         self.memory_format = _format(layer, memory_format)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            x = torch.randn(layer.batch, layer.in_channels, *(layer.size,) * layer.rank)
-        self.x = x.to(device, self.dtype).contiguous(memory_format=self.memory_format)
+        x = torch.randn(layer.batch, layer.in_channels, *(layer.size,) * layer.rank, device=device,
+                        generator=torch.Generator(device).manual_seed(1))  # fmt: skip
+        self.x = x.to(self.dtype).contiguous(memory_format=self.memory_format)
         self._known: dict[tuple[str, Family], Named] = {}
 
     def plain(self, bias: bool = True) -> nn.Module:
@@ -96,10 +95,8 @@ class Case:
         return {"output": output.relu() if family.relu else output}
 
     def _grad(self, family: Family) -> Named:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(2)
-            output = self._product(family, self._leaves(family))
-            return {"output": incoming_gradient(output, self.dtype, family.relu)}
+        output = self._product(family, self._leaves(family))
+        return {"output": incoming_gradient(output, self.dtype, family.relu)}
 
     def _gradients(self, family: Family) -> Named:
         leaves = {name: leaf.requires_grad_() for name, leaf in self._leaves(family).items()}
@@ -142,10 +139,11 @@ def exact_products() -> Iterator[None]:
 def incoming_gradient(output: Tensor, dtype: torch.dtype, relu: bool) -> Tensor:
     """Random, and along the output (before a ReLU): else alpha's gradient would be a difference of large numbers.
 
-    0 where rounding may shut or open a ReLU.
+    Always the same; 0 where rounding may shut or open a ReLU.
     """
     size = output.square().mean().sqrt()
-    grad = torch.randn(output.shape, dtype=output.dtype).to(output.device) + output / size
+    seeded = torch.Generator(output.device).manual_seed(2)
+    grad = torch.randn(output.shape, dtype=output.dtype, device=output.device, generator=seeded) + output / size
     if relu:
         grad[output.abs() < 0.05 * size] = 0
     return torch.empty_like(output, dtype=dtype).copy_(grad)

@@ -29,6 +29,7 @@ from .watch import Watch, last_word
 # Fresh pages from malloc can cost more than a convolution. Threads that wander, too.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 STEADY = {**MALLOC, "OMP_PROC_BIND": "close"}
+QUIET = {"KINETO_LOG_LEVEL": "99", "TORCHINDUCTOR_AUTOTUNE_NUM_CHOICES_DISPLAYED": "0"}  # pages for every call
 LEAST_BUDGET = 10.0  # seconds that another process is started for
 DEAD = "its process died: "
 INTERRUPTED = 130
@@ -48,6 +49,8 @@ def run(settings: Settings) -> Record:
         wanted = {(*job.key.values(), *entrant) for job in everything for entrant in entrants(job, settings)}
         record.forget(lambda row: (*(row[name] for name in records.JOB), *who(row)) in wanted)
     record.save()
+    if not any(missing(job, record, settings) for job in everything):
+        return record
     started, word = time.monotonic(), word_of(settings)
     word.unlink(missing_ok=True)
     while True:
@@ -78,7 +81,7 @@ def surroundings(settings: Settings) -> dict[str, str]:
     """The measuring process's environment: this very package, and on a CPU steady memory and threads."""
     paths = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))
     steady = {**STEADY, "OMP_NUM_THREADS": str(settings.threads)} if settings.device == "cpu" else {}
-    return {**os.environ, "PYTHONPATH": paths, "KINETO_LOG_LEVEL": "99", **steady}  # the profiler speaks of each call
+    return {**os.environ, "PYTHONPATH": paths, **QUIET, **steady}
 
 
 @contextmanager
@@ -98,8 +101,11 @@ def pinned(threads: int | None) -> Iterator[None]:
 def wait(process: subprocess.Popen) -> int:
     try:
         return process.wait()
-    except KeyboardInterrupt:  # which the process got as well
-        process.wait(timeout=30)
+    except KeyboardInterrupt:  # which the process got as well, from a terminal; the file is whole at all times
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
         raise
 
 
