@@ -1,4 +1,4 @@
-"""What is to be done: a job is one pass of one layer or network, in which all contenders take turns."""
+"""What is to be done: a job is one pass of one layer or network in one memory format, by all who take part."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def contender(job: Job, entrant: Entrant, device: str) -> Contender:
     return providers.contender(entrant, _case(job.work, job.dtype, job.memory_format, device), job.which)
 
 
-@functools.lru_cache(maxsize=1)  # jobs that share a case follow each other
+@functools.lru_cache(maxsize=2)  # a layer's memory formats are measured together
 def _case(layer: Layer, dtype: str, memory_format: str, device: str) -> Case:
     return Case(layer, dtype, memory_format, device)
 

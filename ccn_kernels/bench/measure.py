@@ -1,10 +1,10 @@
-"""One job: first every contender is checked, then those that are right take turns."""
+"""Jobs that differ in their memory format: every contender is checked first, then all that are right take turns."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,20 +19,19 @@ from .record import ROW, Row, brief
 from .timing import interleaved
 from .watch import Watch
 
-Key = tuple[Entrant, str]  # who, and the timing
+Rival = tuple[Job, Entrant]
+Key = tuple[Rival, str]  # who at what, and the timing
 
 
 class Failed(Exception):
     """A contender's time may not be shown."""
 
 
-def measure(
-    job: Job, entrants: Iterable[Entrant], clock: Clock, rounds: int, limits: dict[str, Any], watch: Watch
-) -> list[Row]:
-    """A row for every entrant and timing: its times, or why there are none."""
-    with precision(job.dtype):
+def measure(rivals: Sequence[Rival], clock: Clock, rounds: int, limits: dict[str, Any], watch: Watch) -> list[Row]:
+    """A row for every rival and timing: its times, or why there are none. All are of one dtype."""
+    with precision(rivals[0][0].dtype):
         try:
-            rows, calls = check(job, entrants, clock, limits, watch)
+            rows, calls = check(rivals, clock, limits, watch)
             take_turns(rows, calls, clock, rounds, watch)
         finally:
             calls = {}
@@ -43,7 +42,7 @@ def measure(
 
 
 def check(
-    job: Job, entrants: Iterable[Entrant], clock: Clock, limits: dict[str, Any], watch: Watch
+    rivals: Sequence[Rival], clock: Clock, limits: dict[str, Any], watch: Watch
 ) -> tuple[dict[Key, Row], dict[Key, Callable[[], Any]]]:
     """Rows without times, and the calls that may be timed.
 
@@ -51,8 +50,9 @@ def check(
     """
     rows: dict[Key, Row] = {}
     calls: dict[Key, Callable[[], Any]] = {}
-    for entrant in entrants:
-        mine = {(entrant, timing): blank(job, entrant, timing, limits) for timing in clock.timings}
+    for rival in rivals:
+        job, entrant = rival
+        mine = {(rival, timing): blank(job, entrant, timing, limits) for timing in clock.timings}
         rows |= mine
         watch.step(mine.values())
         for key, row in mine.items():
@@ -60,10 +60,10 @@ def check(
                 if key[1] == "eager":
                     made = contender(job, entrant, clock.device)
                     calls[key] = checked(made, row, clock)
-                elif (entrant, "eager") in calls:
+                elif (rival, "eager") in calls:
                     calls[key] = replayed(made, row, clock)
                 else:  # it would fail as it did
-                    row["failure"] = rows[entrant, "eager"]["failure"]
+                    row["failure"] = rows[rival, "eager"]["failure"]
             except Exception as error:
                 fail(row, error, clock, watch)
     return rows, calls

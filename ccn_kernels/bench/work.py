@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -124,25 +124,50 @@ def word_of(settings: Settings) -> Path:
 
 
 def work(settings: Settings, record: Record, clock: Clock, watch: Watch) -> list[Job]:
-    """Every job that the record lacks, until the budget is spent; returns those that are left."""
-    open_jobs = [job for job in jobs(settings) if missing(job, record, settings)]
-    if open_jobs:
+    """Every job that the record lacks, until the budget is spent; returns those that are left.
+
+    Memory formats of one pass take turns with each other: who is fastest in its own format is asked of one run.
+    """
+    rounds_of = {job: rounds(job, settings) for job in jobs(settings)}
+    groups = [group for group in by_pass(rounds_of) if any(missing(job, record, settings) for job in group)]
+    if groups:
         add_ceilings(record, clock, settings.dtypes)
-    left, longest, started = list(open_jobs), 0.0, time.monotonic()
-    with progress(open_jobs) as shown:
-        for job in shown:
+    left, longest, started = list(groups), 0.0, time.monotonic()
+    with progress(groups) as shown:
+        for group in shown:
             begun = time.monotonic()
             if settings.budget - (begun - started) < longest:
                 break
-            rounds = max(5, settings.rounds // 4) if isinstance(job.work, Network) else settings.rounds
+            rivals = [(job, entrant) for job in group for entrant in contenders(job, record, settings)]
             try:
                 limits = record.environment["ceilings"]
-                record.put(measure(job, contenders(job, record, settings), clock, rounds, limits, watch))
+                record.put(measure(rivals, clock, rounds_of[group[0]], limits, watch))
             finally:  # what gets here is no fault of the rows that were at work
                 watch.clear()
-            left.remove(job)
+            left.remove(group)
             longest = max(longest, time.monotonic() - begun)
-    return left
+    return [job for group in left for job in group]
+
+
+def rounds(job: Job, settings: Settings) -> int:
+    return max(5, settings.rounds // 4) if isinstance(job.work, Network) else settings.rounds
+
+
+def by_pass(found: Iterable[Job]) -> list[Group]:
+    """Jobs that differ in their memory format alone; networks, which are large, by themselves."""
+    groups: dict[tuple, list[Job]] = {}
+    for job in found:
+        apart = job.memory_format if isinstance(job.work, Network) else None
+        groups.setdefault((*job._replace(memory_format=""), apart), []).append(job)
+    return [Group(group) for group in groups.values()]
+
+
+class Group(tuple[Job, ...]):
+    """Jobs that are measured together."""
+
+    def __str__(self) -> str:
+        first, *others = self
+        return ", ".join([str(first), *(job.memory_format for job in others)])
 
 
 def missing(job: Job, record: Record, settings: Settings) -> bool:

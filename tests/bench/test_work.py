@@ -78,11 +78,20 @@ def test_a_job_that_lacks_a_contender_is_measured_as_a_whole(settings, worked, b
     """So that all its ratios come from one interleaved run."""
     worked(settings())
     measured = []
-    monkeypatch.setattr(work, "measure", lambda job, entrants, *args: measured.extend(entrants) or [])
+    monkeypatch.setattr(work, "measure", lambda rivals, *args: measured.extend(rivals) or [])
     worked(settings())
     assert measured == []
     worked(settings(providers=("two_branch",)))
-    assert [entrant.provider for entrant in measured] == ["two_branch"] * 2 + ["conv"] * 3 + ["ccn"] * 2
+    assert [entrant.provider for _, entrant in measured] == ["two_branch"] * 2 + ["conv"] * 3 + ["ccn"] * 2
+
+
+def test_memory_formats_of_a_pass_take_turns_with_each_other(settings, worked, monkeypatch):
+    measured = []
+    monkeypatch.setattr(work, "measure", lambda rivals, *args: measured.append(rivals) or [])
+    worked(settings(formats=("channels_last", "contiguous"), passes=("forward", "training")))
+    assert [{(job.which, job.memory_format) for job, _ in rivals} for rivals in measured] == [
+        {(which, format) for format in ("channels_last", "contiguous")} for which in ("forward", "training")
+    ]
 
 
 def test_a_wrong_provider_shows_no_time(settings, worked, planted, backend):
