@@ -34,7 +34,7 @@ def roofline(record: Record) -> Figure:
     every = [x for found in points.values() for x, _ in found]
     low, high = min([*every, peak / bandwidth]) / 2, max([*every, peak / bandwidth]) * 2
     corners = [low, peak / bandwidth, high]
-    known = f"measured: {EngFormatter('B/s')(bandwidth)}, {RATE(peak)}"
+    known = f"measured: {EngFormatter('B/s', places=0)(bandwidth)}, {EngFormatter('FLOP/s', places=0)(peak)}"
     axis.plot(corners, [min(peak, x * bandwidth) for x in corners], color="black", label=known)
     for provider, found in points.items():
         look = {"color": COLORS[provider], "markersize": 9, "alpha": 0.85, "markeredgecolor": "white"}

@@ -122,7 +122,8 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 def caption(record: Record) -> str:
     where = record.environment
-    rounds = f"{where['rounds']} " if where.get("rounds") else ""
+    turns = {row["rounds"] for step in STEPS for row in record.main_rows("kernel-notes", step)}
+    rounds = " or ".join(map(str, sorted(turns)))
     how = "replayed from CUDA graphs" if record.timing == "graph" else "as they are called"
     facts = [
         where["device"],
@@ -135,7 +136,7 @@ def caption(record: Record) -> str:
         where["date"],
     ]
     text = f"""
-        Each provider in its faster form and memory format, medians of {rounds}interleaved rounds, {how}; training is
+        Each provider in its faster form and memory format, medians of {rounds} interleaved rounds, {how}; training is
         forward plus the gradients of the input and of every parameter. The two-branch module is the paper's, eager;
         compiled is the same under `torch.compile`. {", ".join(fact for fact in facts if fact)}:
         `benchmarks/results/{record.path.name}`. {noise(record)} `ccn bench` measures yours."""

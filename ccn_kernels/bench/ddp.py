@@ -131,7 +131,9 @@ def measure(target: str, input: str | None, memory_format: str, rounds: int, dev
     shared = {"memory_format": memory_format, **_facts(target, subject)}
     ran = {"plain": None, "compact": backends.select(None, device.type, getattr(torch, shared["dtype"]), 2)}
     return [
-        _row(kind, shared["batch"], times[kind, True], times[kind, False]) | shared | {"backend": ran[kind]}
+        _row(kind, shared["batch"], times[kind, True], times[kind, False])
+        | shared
+        | {"backend": ran[kind], "rounds": rounds}
         for kind in models
     ]
 

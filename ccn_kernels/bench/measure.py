@@ -38,7 +38,7 @@ def measure(rivals: Sequence[Rival], clock: Clock, rounds: int, limits: dict[str
             if "torch._dynamo" in sys.modules:
                 torch.compiler.reset()
             clock.free()
-    return [rounded(row) for row in rows.values()]
+    return [rounded(row | {"rounds": rounds}) for row in rows.values()]
 
 
 def check(

@@ -28,7 +28,7 @@ WHO = ("provider", "variant", "backend", "timing")
 ROW = (
     "workload", "suite", "provider", "variant", "backend", "timing", "pass", "dtype", "memory_format", "batch",
     "median_us", "p20_us", "p80_us", "peak_mb", "share_of_floor", "relative_error", "failure", "flop", "bytes",
-    "floor_us", "images_per_s",
+    "floor_us", "images_per_s", "rounds",
 )  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def run(settings: Settings) -> Record:
 def opened(settings: Settings) -> Record:
     malloc = " ".join(f"{name}={value}" for name, value in MALLOC.items()) if settings.device == "cpu" else None
     environment = records.environment(settings.device, settings.threads, malloc, settings.commit)
-    return Record.resume(settings.out, {**environment, "rounds": settings.rounds})
+    return Record.resume(settings.out, environment)
 
 
 def command(settings: Settings) -> list[str]:
