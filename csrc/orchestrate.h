@@ -165,15 +165,38 @@ Tensor empty_result(const Tensor& x, const Operands<T>& operands, bool channels_
                               format_of(channels_last, x.dim()));
 }
 
-// Finishes a convolution: r, and y and z from u.
+// How a call is convolved: by ATen, or by the device itself, which divides as it goes.
 template <class Device, class T>
-void divide(const Layout& layout, const Tensor& x, T delta, T* r, ForwardEpilogue<T> epilogue) {
+struct Method {
+  bool winograd;                 // Winograd's, unless a chunk's patches are too uneven for it
+  std::optional<Tensor> direct;  // weight and bias, packed
+  std::optional<Tensor> packed;  // the weight, once Winograd's needs it
+
+  Method(const Layout& layout, const Operands<T>& operands) : winograd(Device::template suits_winograd<T>(layout)) {
+    if (!winograd) direct = Device::template pack<T>(layout, operands.weight, operands.bias);
+  }
+  bool own() const { return winograd || direct; }
+};
+
+// Convolves and divides: r, y and z, from the u of the epilogue unless it is convolved here.
+template <class Device, class T>
+void divide(const Layout& layout, const Tensor& x, const Operands<T>& operands, Method<Device, T>& method, const Tensor& u,
+            T* r, ForwardEpilogue<T> epilogue) {
+  if (method.direct) {
+    return Device::template direct<T>(layout, data<T>(x), data<T>(*method.direct), operands.delta, r, epilogue);
+  }
   const Geometry& geo = layout.geo;
   const Tensor plane = empty({geo.batch, geo.groups, geo.in_pixels()}, kType<T>, x);
   const Tensor inverse = empty({geo.batch, geo.groups, geo.out_pixels()}, kType<T>, x);
   Device::template sum_of_squares<T>(layout, data<T>(x), mutable_data<T>(plane));
-  Device::template patch_norm<T>(layout, data<T>(plane), delta, r, mutable_data<T>(inverse));
+  Device::template patch_norm<T>(layout, data<T>(plane), operands.delta, r, mutable_data<T>(inverse));
   epilogue.inverse_divisor = data<T>(inverse);
+  if (method.winograd) {
+    if (Device::template winograd_forward<T>(layout, operands.weight, method.packed, data<T>(x), data<T>(plane), epilogue)) {
+      return;
+    }
+    copy(convolve(x, operands.weight, operands.conv), u);
+  }
   Device::template forward_epilogue<T>(layout, epilogue);
 }
 
@@ -189,12 +212,12 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Operand
     return {y, save ? torch::stable::empty_like(y) : z, norm};
   }
   const bool wants_channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
-  const std::optional<Tensor> packed = Device::template pack<T>({geo, wants_channels_last}, weight, bias);
-  const int64_t step = packed && !narrow ? geo.batch : Device::images_per_chunk(geo, sizeof(T));
+  Method<Device, T> method({geo, wants_channels_last}, operands);
+  const int64_t step = method.own() && !narrow ? geo.batch : Device::images_per_chunk(geo, sizeof(T));
   for_each_chunk(geo, step, [&](int64_t first, int64_t count) {
     const Tensor x = torch::stable::to(images(input, first, count), kType<T>);
-    const Tensor u = packed ? empty_result(x, operands, wants_channels_last) : convolve(x, weight, conv);
-    const Layout layout = layout_of(geo, count, packed ? wants_channels_last : is_channels_last(u));
+    const Tensor u = method.own() ? empty_result(x, operands, wants_channels_last) : convolve(x, weight, conv);
+    const Layout layout = layout_of(geo, count, method.own() ? wants_channels_last : is_channels_last(u));
     if (first == 0) {
       y = count == geo.batch && !narrow ? u : empty_images(u, geo.batch, type);
       if (save) z = empty_images(u, geo.batch, type);
@@ -205,12 +228,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Operand
     const Tensor x_laid = in_layout(x, layout.channels_last, kType<T>);
     const ForwardEpilogue<T> epilogue{data<T>(u), nullptr, data<T>(bias), data<T>(alpha), relu, mutable_data<T>(chunk_y),
                                       save ? mutable_data<T>(chunk_z) : nullptr};
-    T* r = mutable_data<T>(images(norm, first, count));
-    if (packed) {
-      Device::template direct<T>(layout, data<T>(x_laid), data<T>(*packed), delta, r, epilogue);
-    } else {
-      divide<Device, T>(layout, x_laid, delta, r, epilogue);
-    }
+    divide<Device, T>(layout, x_laid, operands, method, u, mutable_data<T>(images(norm, first, count)), epilogue);
     if (narrow) copy(chunk_y, images(y, first, count));
     if (narrow && save) copy(chunk_z, images(z, first, count));
   });
@@ -223,6 +241,7 @@ class Backward {
  public:
   Backward(const Tensor& input, const Operands<T>& operands, bool channels_last, bool moment_from_y, Needs needs)
       : operands_(operands), channels_last_(channels_last), moment_from_y_(moment_from_y), needs_(needs),
+        winograd_(Device::template suits_winograd<T>({operands.geo, channels_last})),
         alpha_sum_(zeros({}, ScalarType::Double, input)),
         bias_sum_(zeros({operands.weight.size(0)}, ScalarType::Double, input)) {}
 
@@ -249,20 +268,38 @@ class Backward {
     }
     if (!needs_.input && !needs_.weight) return;
 
-    const auto [conv_grad, dw] = convolve_backward(e, x, operands_.weight, operands_.conv, needs_);
-    if (needs_.weight && !weight_sum_) {
+    Needs by_aten = needs_;
+    if (winograd_ && needs_.weight) {
+      Device::template winograd_accumulate<T>(layout, data<T>(x), data<T>(e), winograd_sums_, x);
+      by_aten.weight = false;
+    }
+    const Tensor box = needs_.input ? norm_term(layout, *moment, r) : Tensor();
+    const auto epilogue = [&](const T* grad) {
+      return InputEpilogue<T>{grad, data<T>(x), data<T>(box), data<T>(operands_.alpha), mutable_data<T>(dx)};
+    };
+    if (winograd_ && needs_.input) by_aten.input = !winograd_input(layout, e, epilogue(nullptr));
+    if (!by_aten.input && !by_aten.weight) return;
+
+    const auto [conv_grad, dw] = convolve_backward(e, x, operands_.weight, operands_.conv, by_aten);
+    if (by_aten.weight && !weight_sum_) {
       weight_sum_ = dw;
-    } else if (needs_.weight) {
+    } else if (by_aten.weight) {
       Device::template add<T>(data<T>(dw), dw.numel(), mutable_data<T>(*weight_sum_));
     }
-    if (needs_.input) finish_input(layout, in_layout(conv_grad, channels_last_, kType<T>), x, *moment, r, dx);
+    if (by_aten.input) {
+      const Tensor laid = in_layout(conv_grad, channels_last_, kType<T>);
+      Device::template input_epilogue<T>(layout, epilogue(data<T>(laid)));
+    }
   }
 
   // d weight and, where it comes with it, d alpha = <weight, d weight / alpha>: in the weight's type and strides.
   Tensor weight_gradient(ScalarType type) {
     Tensor dw = torch::stable::empty_like(operands_.weight);
-    if (!weight_sum_) return torch::stable::to(torch::stable::zero_(dw), type);
-    if (same_strides(*weight_sum_, dw)) {
+    if (winograd_sums_) {
+      Device::template winograd_weight_gradient<T>({operands_.geo, channels_last_}, *winograd_sums_, dw);
+    } else if (!weight_sum_) {
+      return torch::stable::to(torch::stable::zero_(dw), type);
+    } else if (same_strides(*weight_sum_, dw)) {
       dw = *weight_sum_;
     } else {
       copy(*weight_sum_, dw);
@@ -277,22 +314,29 @@ class Backward {
   Tensor bias_gradient(ScalarType type) const { return torch::stable::to(bias_sum_, type); }
 
  private:
-  void finish_input(const Layout& layout, const Tensor& conv_grad, const Tensor& x, const Tensor& moment,
-                    const Tensor& r, const Tensor& dx) const {
+  // The transposed box filter of q, which takes the place of the moments.
+  Tensor norm_term(const Layout& layout, const Tensor& moment, const Tensor& r) const {
     const Geometry& geo = layout.geo;
-    const T* alpha = data<T>(operands_.alpha);
+    const T* alpha = moment_from_y_ ? nullptr : data<T>(operands_.alpha);
     T* q = mutable_data<T>(moment);
-    Device::template norm_gradients<T>(data<T>(r), operands_.delta, moment_from_y_ ? nullptr : alpha, moment.numel(), q);
-    const Tensor box = empty({geo.batch, geo.groups, geo.in_pixels()}, kType<T>, x);
+    Device::template norm_gradients<T>(data<T>(r), operands_.delta, alpha, moment.numel(), q);
+    const Tensor box = empty({geo.batch, geo.groups, geo.in_pixels()}, kType<T>, moment);
     Device::template transposed_box<T>(layout, q, mutable_data<T>(box));
-    Device::template input_epilogue<T>(layout,
-                                       {data<T>(conv_grad), data<T>(x), data<T>(box), alpha, mutable_data<T>(dx)});
+    return box;
+  }
+
+  bool winograd_input(const Layout& layout, const Tensor& e, const InputEpilogue<T>& epilogue) {
+    const Tensor plane = empty({layout.geo.batch, layout.geo.out_pixels()}, kType<T>, e);
+    Device::template sum_of_squares<T>(transposed(layout), data<T>(e), mutable_data<T>(plane));
+    return Device::template winograd_input_gradient<T>(layout, operands_.weight, winograd_packed_, data<T>(e),
+                                                       data<T>(plane), epilogue);
   }
 
   const Operands<T>& operands_;
   const bool channels_last_, moment_from_y_;
   const Needs needs_;
-  std::optional<Tensor> weight_sum_;
+  const bool winograd_;
+  std::optional<Tensor> weight_sum_, winograd_sums_, winograd_packed_;
   Tensor alpha_sum_, bias_sum_;
 };
 

@@ -14,6 +14,20 @@ struct Layout {
   int64_t outputs() const { return geo.groups * geo.out_channels; }
 };
 
+// The layout of the convolution that gives the input's gradient.
+inline Layout transposed(Layout layout) {
+  Geometry& geo = layout.geo;
+  const Geometry forward = geo;
+  geo.in_channels = forward.out_channels;
+  geo.out_channels = forward.in_channels;
+  for (int axis = 0; axis < kAxes; ++axis) {
+    geo.in[axis] = forward.out[axis];
+    geo.out[axis] = forward.in[axis];
+    geo.padding[axis] = forward.kernel[axis] - 1 - forward.padding[axis];
+  }
+  return layout;
+}
+
 template <class T>
 struct ForwardEpilogue {
   const T* u;                 // [N, O, P] the convolution

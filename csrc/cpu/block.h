@@ -1,45 +1,13 @@
-// What the convolutions of our own share: vectors, and a padded copy of the part of the input that a block of the output
-// reads. Included once per instruction set; no standard-library templates here either (see passes.cpp).
+// A padded copy of the part of the input that a block of the output reads: what direct.cpp and depthwise.cpp share.
+// Included once per instruction set; no standard-library templates here either (see passes.cpp).
 #pragma once
 
 #include <new>
 
-#include "passes.h"
+#include "simd.h"
 
 namespace ccn::cpu::CCN_ISA {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-constexpr int kVectors = 2;
-
-template <class T>
-struct Simd {
-  typedef T Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
-};
-
-template <class T>
-using Vector = typename Simd<T>::Vector;
-
-template <class T>
-constexpr int kWidth = kVectorBytes / sizeof(T);
-
-template <class T>
-constexpr int kLanes = kVectors * kWidth<T>;
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t padded(int64_t count, int64_t multiple) { return ceil_div(count, multiple) * multiple; }
-
-template <class T>
-inline void fill(T* out, int64_t count, T value) {
-  for (int64_t i = 0; i < count; ++i) out[i] = value;
-}
 
 // The copy is [planes, rows, pitch], its pixels `depth` numbers wide.
 template <class T>

@@ -1,23 +1,17 @@
 // The CPU backend: the passes run on PyTorch's own thread pool, over chunks of the batch that stay in the cache, so
 // that the output is not read back from memory to be divided.
 #include "../orchestrate.h"
+#include "parallel.h"
 #include "passes.h"
+#include "winograd_calls.h"
 
 namespace ccn::cpu {
 namespace {
 
 constexpr int64_t kChunkBytes = 8 << 20;  // input and output of one chunk; see benchmarks/PERFORMANCE.md
-constexpr int64_t kGrain = 1 << 14;       // elements that are worth a thread
 constexpr int64_t kBlock = 1 << 14;       // elements that are summed by one thread; fixes the order of the sums
 
-template <class Work>
-void parallel(int64_t tasks, int64_t elements_per_task, const Work& work) {
-  if (tasks == 0) return;
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements_per_task));
-  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { work(Range{begin, end}); });
-}
-
-struct Device {
+struct Device : WinogradCalls {
   // Few enough images to stay in the cache, yet enough to pay for the weight's repacking inside ATen.
   static int64_t images_per_chunk(const Geometry& geo, size_t element_size) {
     const int64_t taps = geo.kernel[0] * geo.kernel[1] * geo.kernel[2];

@@ -1,35 +1,13 @@
 // A convolution of our own, for layers whose weights stay in a core's cache. A tile of the output is summed in registers
 // and divided by its patch norms before it is stored: the output crosses memory once, where ATen's convolution would
-// write it for us to read and to write again.
+// write it for us to read and to write again. In channels_last the scalars of a tile are pixels and its lanes outputs, in
+// contiguous tensors the scalars are outputs and the lanes pixels of a row.
 //
 // Compiled once per instruction set, as passes.cpp is; no standard-library templates here either.
 #include "block.h"
 
 namespace ccn::cpu::CCN_ISA {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kScalars = 12;  // 24 accumulators of 32 registers
-#else
-constexpr int kScalars = 6;  // 12 of 16
-#endif
-
-// A tile is an outer product, summed over the patch: scalars times lanes. In channels_last scalars are pixels and lanes
-// are outputs, in contiguous tensors scalars are outputs and lanes are pixels of a row. Tiles are of nearly equal size,
-// for small ones leave the arithmetic units waiting.
-struct Span {
-  int64_t begin, end;
-  int count() const { return static_cast<int>(end - begin); }
-};
-struct Tiles {
-  int64_t count, size, larger;  // the first `larger` tiles hold one more
-
-  explicit Tiles(int64_t scalars) : count(ceil_div(scalars, kScalars)), size(scalars / count), larger(scalars % count) {}
-  Span operator[](int64_t index) const {
-    const int64_t begin = index * size + min(index, larger);
-    return {begin, begin + size + (index < larger)};
-  }
-};
 
 // A block of the output's rows and columns.
 template <class T>
@@ -105,35 +83,6 @@ inline Vector<T> finished(Vector<T> quotient, T alpha, Vector<T> bias, bool relu
   const Vector<T> value = alpha * quotient + bias, zero = {};
   return relu ? (value < zero ? zero : value) : value;  // NaN passes, as in torch.relu
 }
-
-template <class T>
-inline void store(T* out, const Vector<T> (&values)[kVectors], int64_t lanes) {
-  if (lanes >= kLanes<T>) {
-    for (int v = 0; v < kVectors; ++v) reinterpret_cast<Vector<T>*>(out)[v] = values[v];
-  } else {
-    const T* value = reinterpret_cast<const T*>(values);
-    for (int64_t i = 0; i < lanes; ++i) out[i] = value[i];
-  }
-}
-
-// Adds scalar s times the lanes to sums[s].
-template <class T, int kCount>
-struct Sums {
-  Vector<T> of[kCount][kVectors] = {};
-
-  template <class Scalar>
-  void add(const T* lanes, Scalar scalar) {
-    const auto* loaded = reinterpret_cast<const Vector<T>*>(lanes);
-    const Vector<T> first = loaded[0], second = loaded[1];
-    static_assert(kVectors == 2);
-#pragma GCC unroll 16
-    for (int s = 0; s < kCount; ++s) {
-      const T factor = scalar(s);
-      of[s][0] += factor * first;
-      of[s][1] += factor * second;
-    }
-  }
-};
 
 // All outputs of `kCount` pixels, channels_last. `pixels`: where their patches begin; inverse, y and z begin with the
 // first of them.

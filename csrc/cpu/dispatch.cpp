@@ -1,5 +1,6 @@
 // Picks the widest instruction set that this library was compiled for and this processor has.
 #include "passes.h"
+#include "winograd.h"
 
 #define CCN_DECLARE(isa)              \
   namespace ccn::cpu::isa {           \
@@ -9,12 +10,14 @@
   extern const Direct<double> kDirectDouble; \
   extern const Direct<float> kDepthwiseFloat;   \
   extern const Direct<double> kDepthwiseDouble; \
+  extern const Winograd<float> kWinogradFloat;   \
+  extern const Winograd<double> kWinogradDouble; \
   }
 
 #define CCN_CHOICE(isa)                                                                                   \
   {                                                                                                      \
     #isa, &isa::kFloat, &isa::kDouble, &isa::kDirectFloat, &isa::kDirectDouble, &isa::kDepthwiseFloat, \
-        &isa::kDepthwiseDouble                                                                           \
+        &isa::kDepthwiseDouble, &isa::kWinogradFloat, &isa::kWinogradDouble                              \
   }
 
 CCN_DECLARE(baseline)
@@ -34,6 +37,8 @@ struct Choice {
   const Direct<double>* direct_double;
   const Direct<float>* depthwise_float;
   const Direct<double>* depthwise_double;
+  const Winograd<float>* winograd_float;
+  const Winograd<double>* winograd_double;
 };
 
 Choice choose() {
@@ -70,6 +75,12 @@ const Direct<float>& depthwise_loops<float>() { return *choice().depthwise_float
 
 template <>
 const Direct<double>& depthwise_loops<double>() { return *choice().depthwise_double; }
+
+template <>
+const Winograd<float>& winograd_loops<float>() { return *choice().winograd_float; }
+
+template <>
+const Winograd<double>& winograd_loops<double>() { return *choice().winograd_double; }
 
 const char* instruction_set() { return choice().name; }
 
