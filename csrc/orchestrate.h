@@ -155,20 +155,38 @@ struct Operands {
   }
 };
 
-// Uninitialised, what `convolve` would return.
+// Uninitialised, as `convolve` would return it, of `batch` images.
 template <class T>
-Tensor empty_result(const Tensor& x, const Operands<T>& operands, bool channels_last) {
+Tensor empty_result(const Operands<T>& operands, int64_t batch, bool channels_last, ScalarType type) {
   Geometry geo = operands.geo;
-  geo.batch = x.size(0);
+  geo.batch = batch;
   const Axes shape = output_shape(geo, operands.weight.size(0), operands.conv.stride.size());
-  return torch::stable::empty(shape, kType<T>, std::nullopt, x.device(), std::nullopt,
-                              format_of(channels_last, x.dim()));
+  return torch::stable::empty(shape, type, std::nullopt, operands.weight.device(), std::nullopt,
+                              format_of(channels_last, shape.size()));
 }
+
+// For devices that have no convolution of their own: what they answer, and what is then never called.
+struct AtenOnly {
+  template <class T>
+  static bool suits_winograd(const Layout&) { return false; }
+  template <class T, class... Args>
+  static bool winograd_forward(const Args&...) { return false; }
+  template <class T, class... Args>
+  static bool winograd_input_gradient(const Args&...) { return false; }
+  template <class T, class... Args>
+  static bool winograd_accumulate(const Args&...) { return false; }
+  template <class T, class... Args>
+  static void winograd_weight_gradient(const Args&...) {}
+  template <class T>
+  static std::optional<Tensor> pack(const Layout&, const Tensor&, const Tensor&) { return std::nullopt; }
+  template <class T, class... Args>
+  static void direct(const Args&...) {}
+};
 
 // How a call is convolved: by ATen, or by the device itself, which divides as it goes.
 template <class Device, class T>
 struct Method {
-  bool winograd;                 // Winograd's, unless a chunk's patches are too uneven for it
+  bool winograd;                 // Winograd's, always in channels_last, unless a chunk's patches are too uneven for it
   std::optional<Tensor> direct;  // weight and bias, packed
   std::optional<Tensor> packed;  // the weight, once Winograd's needs it
 
@@ -213,24 +231,29 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Operand
   }
   const bool wants_channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
   Method<Device, T> method({geo, wants_channels_last}, operands);
-  const int64_t step = method.own() && !narrow ? geo.batch : Device::images_per_chunk(geo, sizeof(T));
+  const bool channels_last = wants_channels_last || method.winograd;
+  // A result of a narrower type, or another format, is computed in place and copied: the copy converts.
+  const bool staged = narrow || channels_last != wants_channels_last;
+  const int64_t step = method.own() && !staged ? geo.batch : Device::images_per_chunk(geo, sizeof(T));
   for_each_chunk(geo, step, [&](int64_t first, int64_t count) {
     const Tensor x = torch::stable::to(images(input, first, count), kType<T>);
-    const Tensor u = method.own() ? empty_result(x, operands, wants_channels_last) : convolve(x, weight, conv);
-    const Layout layout = layout_of(geo, count, method.own() ? wants_channels_last : is_channels_last(u));
+    const Tensor u = method.own() ? empty_result(operands, count, channels_last, kType<T>) : convolve(x, weight, conv);
+    const Layout layout = layout_of(geo, count, method.own() ? channels_last : is_channels_last(u));
     if (first == 0) {
-      y = count == geo.batch && !narrow ? u : empty_images(u, geo.batch, type);
-      if (save) z = empty_images(u, geo.batch, type);
+      const auto result = [&] {
+        return method.own() ? empty_result(operands, geo.batch, wants_channels_last, type) : empty_images(u, geo.batch, type);
+      };
+      y = count == geo.batch && !staged ? u : result();
+      if (save) z = result();
     }
-    // A narrower result is computed in place and copied: the copy narrows.
-    const Tensor chunk_y = narrow ? u : images(y, first, count);
-    const Tensor chunk_z = !save ? z : narrow ? empty_images(u, count, kType<T>) : images(z, first, count);
+    const Tensor chunk_y = staged ? u : images(y, first, count);
+    const Tensor chunk_z = !save ? z : staged ? empty_images(u, count, kType<T>) : images(z, first, count);
     const Tensor x_laid = in_layout(x, layout.channels_last, kType<T>);
     const ForwardEpilogue<T> epilogue{data<T>(u), nullptr, data<T>(bias), data<T>(alpha), relu, mutable_data<T>(chunk_y),
                                       save ? mutable_data<T>(chunk_z) : nullptr};
     divide<Device, T>(layout, x_laid, operands, method, u, mutable_data<T>(images(norm, first, count)), epilogue);
-    if (narrow) copy(chunk_y, images(y, first, count));
-    if (narrow && save) copy(chunk_z, images(z, first, count));
+    if (staged) copy(chunk_y, images(y, first, count));
+    if (staged && save) copy(chunk_z, images(z, first, count));
   });
   return {y, z, norm};
 }
@@ -239,9 +262,10 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Operand
 template <class Device, class T>
 class Backward {
  public:
-  Backward(const Tensor& input, const Operands<T>& operands, bool channels_last, bool moment_from_y, Needs needs)
+  Backward(const Tensor& input, const Operands<T>& operands, bool channels_last, bool moment_from_y, Needs needs,
+           bool winograd)
       : operands_(operands), channels_last_(channels_last), moment_from_y_(moment_from_y), needs_(needs),
-        winograd_(Device::template suits_winograd<T>({operands.geo, channels_last})),
+        winograd_(winograd),
         alpha_sum_(zeros({}, ScalarType::Double, input)),
         bias_sum_(zeros({operands.weight.size(0)}, ScalarType::Double, input)) {}
 
@@ -269,15 +293,23 @@ class Backward {
     if (!needs_.input && !needs_.weight) return;
 
     Needs by_aten = needs_;
+    Tensor x_plane, e_plane;
+    if (winograd_) {
+      e_plane = squares(transposed(layout), e);
+      if (needs_.weight) x_plane = squares(layout, x);
+    }
     if (winograd_ && needs_.weight) {
-      Device::template winograd_accumulate<T>(layout, data<T>(x), data<T>(e), winograd_sums_, x);
-      by_aten.weight = false;
+      by_aten.weight = !Device::template winograd_accumulate<T>(layout, data<T>(x), data<T>(e), data<T>(x_plane),
+                                                                data<T>(e_plane), winograd_sums_, x);
     }
     const Tensor box = needs_.input ? norm_term(layout, *moment, r) : Tensor();
     const auto epilogue = [&](const T* grad) {
       return InputEpilogue<T>{grad, data<T>(x), data<T>(box), data<T>(operands_.alpha), mutable_data<T>(dx)};
     };
-    if (winograd_ && needs_.input) by_aten.input = !winograd_input(layout, e, epilogue(nullptr));
+    if (winograd_ && needs_.input) {
+      by_aten.input = !Device::template winograd_input_gradient<T>(layout, operands_.weight, winograd_packed_, data<T>(e),
+                                                                   data<T>(e_plane), epilogue(nullptr));
+    }
     if (!by_aten.input && !by_aten.weight) return;
 
     const auto [conv_grad, dw] = convolve_backward(e, x, operands_.weight, operands_.conv, by_aten);
@@ -295,14 +327,15 @@ class Backward {
   // d weight and, where it comes with it, d alpha = <weight, d weight / alpha>: in the weight's type and strides.
   Tensor weight_gradient(ScalarType type) {
     Tensor dw = torch::stable::empty_like(operands_.weight);
-    if (winograd_sums_) {
-      Device::template winograd_weight_gradient<T>({operands_.geo, channels_last_}, *winograd_sums_, dw);
-    } else if (!weight_sum_) {
-      return torch::stable::to(torch::stable::zero_(dw), type);
-    } else if (same_strides(*weight_sum_, dw)) {
-      dw = *weight_sum_;
-    } else {
+    if (!weight_sum_ && !winograd_sums_) return torch::stable::to(torch::stable::zero_(dw), type);
+    if (weight_sum_ && !same_strides(*weight_sum_, dw)) {
       copy(*weight_sum_, dw);
+    } else if (weight_sum_) {
+      dw = *weight_sum_;
+    }
+    if (winograd_sums_) {
+      const Layout layout{operands_.geo, channels_last_};
+      Device::template winograd_weight_gradient<T>(layout, *winograd_sums_, weight_sum_.has_value(), dw);
     }
     T* gradient = mutable_data<T>(dw);
     Device::template add_dot<T>(data<T>(dense(operands_.weight)), gradient, dw.numel(), mutable_data<double>(alpha_sum_));
@@ -325,11 +358,10 @@ class Backward {
     return box;
   }
 
-  bool winograd_input(const Layout& layout, const Tensor& e, const InputEpilogue<T>& epilogue) {
-    const Tensor plane = empty({layout.geo.batch, layout.geo.out_pixels()}, kType<T>, e);
-    Device::template sum_of_squares<T>(transposed(layout), data<T>(e), mutable_data<T>(plane));
-    return Device::template winograd_input_gradient<T>(layout, operands_.weight, winograd_packed_, data<T>(e),
-                                                       data<T>(plane), epilogue);
+  static Tensor squares(const Layout& layout, const Tensor& x) {
+    const Tensor plane = empty({layout.geo.batch, layout.geo.groups, layout.geo.in_pixels()}, kType<T>, x);
+    Device::template sum_of_squares<T>(layout, data<T>(x), mutable_data<T>(plane));
+    return plane;
   }
 
   const Operands<T>& operands_;
@@ -358,12 +390,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
   check_shape("norm", norm, output_shape(operands.geo, operands.geo.groups, rank));
   STD_TORCH_CHECK(norm.scalar_type() == kType<T>, "norm must be of the dtype that the forward gave it");
 
-  const bool channels_last = rank == 0 || suggests_channels_last(input) || suggests_channels_last(weight);
+  const bool wants_channels_last = rank == 0 || suggests_channels_last(input) || suggests_channels_last(weight);
+  const bool winograd = Device::template suits_winograd<T>({operands.geo, wants_channels_last});
+  const bool channels_last = wants_channels_last || winograd, staged = narrow || channels_last != wants_channels_last;
   const auto none = [&] { return empty({0}, type, input); };
   const Tensor dx = needs.input ? torch::stable::empty(shape_of(input), type, std::nullopt, input.device(), std::nullopt,
-                                                       format_of(channels_last, input.dim()))
+                                                       format_of(wants_channels_last, input.dim()))
                                 : none();
-  Backward<Device, T> backward(input, operands, channels_last, moment_from_y, needs);
+  Backward<Device, T> backward(input, operands, channels_last, moment_from_y, needs, winograd);
   for_each_chunk(operands.geo, Device::images_per_chunk(operands.geo, sizeof(T)), [&](int64_t first, int64_t count) {
     const auto part = [&](const Tensor& t) { return in_layout(images(t, first, count), channels_last, kType<T>); };
     const auto optional_part = [&](const std::optional<Tensor>& t, bool wanted) {
@@ -371,10 +405,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
     };
     const Tensor x = part(input);
     const Tensor dx_part = needs.input ? images(dx, first, count) : dx;
-    const Tensor dx_wide = needs.input && narrow ? torch::stable::empty_like(x) : dx_part;
+    const Tensor dx_wide = needs.input && staged ? torch::stable::empty_like(x) : dx_part;
     backward.chunk(part(grad), x, optional_part(output, true), optional_part(quotient, needs.moment()),
                    images(norm, first, count), dx_wide);
-    if (needs.input && narrow) copy(dx_wide, dx_part);
+    if (needs.input && staged) copy(dx_wide, dx_part);
   });
   const Tensor dw = needs.weight ? backward.weight_gradient(weight.scalar_type()) : none();
   return {dx, dw, needs.alpha ? backward.alpha_gradient(alpha.scalar_type()) : none(),

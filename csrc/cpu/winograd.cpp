@@ -15,6 +15,10 @@ constexpr int64_t kTerms = WinogradTile::kTerms;
 template <class T>
 int64_t pitch(int64_t channels) { return channels + kLanes<T>; }
 
+// Packed weights are [term, lanes of outputs, C, lane], and a gap after each term.
+template <class T>
+int64_t packed_term(const Layout& layout) { return pitch<T>(layout.inputs() * layout.outputs()); }
+
 template <class T>
 struct Scratch {
   T* data;
@@ -68,57 +72,39 @@ inline void filter_axis_transposed(const V* m, int step, V* out, int out_step) {
   out[2 * out_step] = sum + m[3 * step];
 }
 
-// The `kSide` x `kSide` pixels of a tile, each a row of channels: those of the tensor itself in channels_last, copied
-// together in contiguous tensors. Pixels outside are zeros.
+// The pixels of a tile, each a row of channels; those outside are zeros.
 template <class T, int kSide>
 class Pixels {
  public:
-  // Channels of [N, C, height, width]
-  Pixels(const T* x, bool channels_last, int64_t channels, const int64_t (&extent)[kAxes])
-      : x_(x), channels_last_(channels_last), channels_(channels), height_(extent[1]), width_(extent[2]),
-        scratch_((kSide * kSide + 1) * pitch<T>(channels)), zeros_(scratch_.data + kSide * kSide * pitch<T>(channels)) {
-    fill(zeros_, channels, T(0));
+  // Of [N, height, width, channels]
+  Pixels(const T* x, int64_t channels, const int64_t (&extent)[kAxes])
+      : x_(x), channels_(channels), height_(extent[1]), width_(extent[2]), zeros_(channels) {
+    fill(zeros_.data, channels, T(0));
   }
 
   // From (row, column) of `image` on; what lies outside the square at (top, left) of `size` counts as zeros.
   void load(int64_t image, int64_t row, int64_t column, int64_t top, int64_t left, int64_t size) {
-    const int64_t plane = height_ * width_;
     for (int64_t i = 0; i < kSide; ++i) {
       for (int64_t j = 0; j < kSide; ++j) {
         const int64_t h = row + i, w = column + j;
         const bool wanted = i >= top && i < top + size && j >= left && j < left + size;
         const bool inside = wanted && h >= 0 && h < height_ && w >= 0 && w < width_;
-        const int64_t pixel = image * plane * (channels_last_ ? 1 : channels_) + h * width_ + w;
-        of[kSide * i + j] = inside ? x_ + pixel * (channels_last_ ? channels_ : 1) : nullptr;
+        of[kSide * i + j] = inside ? x_ + ((image * height_ + h) * width_ + w) * channels_ : zeros_.data;
       }
     }
-    if (!channels_last_) gather(plane);
-    for (const T*& pixel : of) pixel = pixel ? pixel : zeros_;
   }
 
   const T* of[kSide * kSide];
 
  private:
-  // All pixels of a channel before the next: they share cache lines.
-  void gather(int64_t plane) {
-    for (int64_t c = 0; c < channels_; ++c) {
-      for (int64_t k = 0; k < kSide * kSide; ++k) {
-        scratch_.data[k * pitch<T>(channels_) + c] = of[k] ? of[k][c * plane] : T(0);
-      }
-    }
-    for (int64_t k = 0; k < kSide * kSide; ++k) of[k] = scratch_.data + k * pitch<T>(channels_);
-  }
-
   const T* x_;
-  const bool channels_last_;
   const int64_t channels_, height_, width_;
-  Scratch<T> scratch_;
-  T* zeros_;
+  Scratch<T> zeros_;
 };
 
-// out[term * step + channel], for the channels of one tile
+// The transforms of one tile, out[term * step + channel]; with each panel of lanes `panel` numbers after the one before.
 template <class T>
-void transform_inputs(const Pixels<T, 4>& pixels, int64_t channels, T* out, int64_t step) {
+void transform_inputs(const Pixels<T, 4>& pixels, int64_t channels, T* out, int64_t step, int64_t panel = kLanes<T>) {
   for (int64_t c = 0; c < channels; c += kWidth<T>) {
     Vector<T> d[kTerms];
 #pragma GCC unroll 16
@@ -128,12 +114,12 @@ void transform_inputs(const Pixels<T, 4>& pixels, int64_t channels, T* out, int6
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) input_axis(d + 4 * i, 1);
 #pragma GCC unroll 16
-    for (int k = 0; k < kTerms; ++k) at<Vector<T>>(out + k * step + c) = d[k];
+    for (int k = 0; k < kTerms; ++k) at<Vector<T>>(out + k * step + c / kLanes<T> * panel + c % kLanes<T>) = d[k];
   }
 }
 
 template <class T>
-void transform_gradients(const Pixels<T, 2>& pixels, int64_t channels, T* out, int64_t step) {
+void transform_gradients(const Pixels<T, 2>& pixels, int64_t channels, T* out, int64_t step, int64_t panel) {
   for (int64_t c = 0; c < channels; c += kWidth<T>) {
     Vector<T> e[4], rows[8], d[kTerms];
 #pragma GCC unroll 4
@@ -143,7 +129,7 @@ void transform_gradients(const Pixels<T, 2>& pixels, int64_t channels, T* out, i
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) output_axis_transposed(rows + 2 * i, 1, d + 4 * i, 1);
 #pragma GCC unroll 16
-    for (int k = 0; k < kTerms; ++k) at<Vector<T>>(out + k * step + c) = d[k];
+    for (int k = 0; k < kTerms; ++k) at<Vector<T>>(out + k * step + c / kLanes<T> * panel + c % kLanes<T>) = d[k];
   }
 }
 
@@ -154,28 +140,39 @@ void load_inputs(Pixels<T, 4>& pixels, const Layout& layout, const WinogradTile&
   pixels.load(tile.image, row, column, tile.only / 2, tile.only % 2, 3);
 }
 
-// m[s, lanes] = sum over the channels of v[s, channel] * u[channel, lanes], for kCount rows
+// sums += what lies there already, if anything does
 template <class T, int kCount>
-void multiply(const T* v, int64_t v_pitch, const T* u, int64_t channels, T* m, int64_t m_pitch) {
+inline void add_to(Sums<T, kCount>& sums, const T* out, int64_t out_pitch, bool first) {
+#pragma GCC unroll 16
+  for (int s = 0; s < kCount && !first; ++s) {
+    for (int i = 0; i < kVectors; ++i) sums.of[s][i] += at<Vector<T>>(out + s * out_pitch + i * kWidth<T>);
+  }
+}
+
+template <class T, int kCount>
+inline void store_all(const Sums<T, kCount>& sums, T* out, int64_t out_pitch) {
+#pragma GCC unroll 16
+  for (int s = 0; s < kCount; ++s) store(out + s * out_pitch, sums.of[s], kLanes<T>);
+}
+
+// m[s, lanes] (+)= sum over the channels of v[s, channel] * u[channel, lanes], for kCount rows
+template <class T, int kCount>
+void multiply(const T* v, int64_t v_pitch, const T* u, int64_t channels, bool first, T* m, int64_t m_pitch) {
   const T* rows[kCount];
   for (int s = 0; s < kCount; ++s) rows[s] = v + s * v_pitch;
   Sums<T, kCount> sums;
   for (int64_t c = 0; c < channels; ++c, u += kLanes<T>) sums.add(u, [&](int s) { return rows[s][c]; });
-#pragma GCC unroll 16
-  for (int s = 0; s < kCount; ++s) store(m + s * m_pitch, sums.of[s], kLanes<T>);
+  add_to(sums, m, m_pitch, first);
+  store_all(sums, m, m_pitch);
 }
 
-// sums[s, lanes] (+)= sum over the tiles of v[tile, s] * e[tile, lanes]
+// sums[s, lanes] (+)= sum over the tiles of v[tile, s] * e[tile, lanes]; all of them rows of lanes
 template <class T, int kCount>
-void accumulate_products(const T* v, int64_t v_pitch, const T* e, int64_t e_pitch, int64_t tiles, bool first, T* out,
-                         int64_t out_pitch) {
+void accumulate_products(const T* v, const T* e, int64_t tiles, bool first, T* out) {
   Sums<T, kCount> sums;
-  for (int s = 0; s < kCount && !first; ++s) {
-    for (int i = 0; i < kVectors; ++i) sums.of[s][i] = at<Vector<T>>(out + s * out_pitch + i * kWidth<T>);
-  }
-  for (int64_t t = 0; t < tiles; ++t, v += v_pitch, e += e_pitch) sums.add(e, [&](int s) { return v[s]; });
-#pragma GCC unroll 16
-  for (int s = 0; s < kCount; ++s) store(out + s * out_pitch, sums.of[s], kLanes<T>);
+  for (int64_t t = 0; t < tiles; ++t, v += kLanes<T>, e += kLanes<T>) sums.add(e, [&](int s) { return v[s]; });
+  add_to(sums, out, kLanes<T>, first);
+  store_all(sums, out, kLanes<T>);
 }
 
 template <class T, int kCount = kScalars, class... Args>
@@ -190,17 +187,16 @@ void accumulate_products(int count, const Args&... args) {
   if constexpr (kCount > 1) accumulate_products<T, kCount - 1>(count, args...);
 }
 
-// What is done to u at `pixel` (of all images), at offset `to` of the output, channel `o`: a number, or a vector of them.
+// What is done to the u of `pixel`, of all images, and of channels o on, `to` in memory.
 template <class T>
 struct Divide {
   const ForwardEpilogue<T>& args;
 
-  template <class V>
-  void operator()(const V& u, int64_t pixel, int64_t to, int64_t o) const {
-    const V quotient = u * args.inverse_divisor[pixel], zero = {};
-    const V value = *args.alpha * quotient + at<V>(args.bias + o);
-    if (args.z) at<V>(args.z + to) = quotient;
-    at<V>(args.y + to) = args.relu ? (value < zero ? zero : value) : value;  // NaN passes, as in torch.relu
+  void operator()(Vector<T> u, int64_t pixel, int64_t to, int64_t o) const {
+    const Vector<T> quotient = u * args.inverse_divisor[pixel], zero = {};
+    const Vector<T> value = *args.alpha * quotient + at<Vector<T>>(args.bias + o);
+    if (args.z) at<Vector<T>>(args.z + to) = quotient;
+    at<Vector<T>>(args.y + to) = args.relu ? (value < zero ? zero : value) : value;  // NaN passes, as in torch.relu
   }
 };
 
@@ -208,23 +204,23 @@ template <class T>
 struct Subtract {
   const InputEpilogue<T>& args;
 
-  template <class V>
-  void operator()(const V& u, int64_t pixel, int64_t to, int64_t) const {
-    at<V>(args.dx + to) = *args.alpha * u - at<V>(args.x + to) * args.box[pixel];
+  void operator()(Vector<T> u, int64_t pixel, int64_t to, int64_t) const {
+    at<Vector<T>>(args.dx + to) = *args.alpha * u - at<Vector<T>>(args.x + to) * args.box[pixel];
   }
 };
 
-// The outputs of one tile, from its products m[term * step + channel]. `scratch`: [4, channels]
+// The outputs of one tile, from its products m[term * step + channel].
 template <class T, class Finish>
-void write_outputs(const Layout& layout, const WinogradTile& tile, const T* m, int64_t step, const Finish& finish,
-                   T* scratch) {
+void write_outputs(const Layout& layout, const WinogradTile& tile, const T* m, int64_t step, const Finish& finish) {
   const Geometry& geo = layout.geo;
-  const int64_t channels = geo.out_channels, pixels = geo.out_pixels();
-  const int64_t first = tile.row * geo.out[2] + tile.column;
-  const bool below = tile.row + 1 < geo.out[1], beside = tile.column + 1 < geo.out[2];
-  const bool there[4] = {true, beside, below, below && beside};
-  const int64_t place[4] = {first, first + 1, first + geo.out[2], first + geo.out[2] + 1};
-  const auto wanted = [&](int k) { return tile.only < 0 ? there[k] : tile.only == k; };
+  const int64_t channels = geo.out_channels;
+  bool wanted[4];
+  int64_t pixel[4];
+  for (int k = 0; k < 4; ++k) {
+    const int64_t row = tile.row + k / 2, column = tile.column + k % 2;
+    wanted[k] = row < geo.out[1] && column < geo.out[2] && (tile.only < 0 || tile.only == k);
+    pixel[k] = (tile.image * geo.out[1] + row) * geo.out[2] + column;
+  }
   for (int64_t o = 0; o < channels; o += kWidth<T>) {
     Vector<T> terms[kTerms], rows[8], u[4];
 #pragma GCC unroll 16
@@ -235,19 +231,7 @@ void write_outputs(const Layout& layout, const WinogradTile& tile, const T* m, i
     for (int i = 0; i < 2; ++i) output_axis(rows + 4 * i, 1, u + 2 * i, 1);
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
-      if (!layout.channels_last) {
-        at<Vector<T>>(scratch + k * channels + o) = u[k];
-      } else if (wanted(k)) {
-        const int64_t pixel = tile.image * pixels + place[k];
-        finish(u[k], pixel, pixel * channels + o, o);
-      }
-    }
-  }
-  if (layout.channels_last) return;
-  for (int64_t o = 0; o < channels; ++o) {
-    for (int k = 0; k < 4; ++k) {
-      if (!wanted(k)) continue;
-      finish(scratch[k * channels + o], tile.image * pixels + place[k], (tile.image * channels + o) * pixels + place[k], o);
+      if (wanted[k]) finish(u[k], pixel[k], pixel[k] * channels + o, o);
     }
   }
 }
@@ -255,9 +239,28 @@ void write_outputs(const Layout& layout, const WinogradTile& tile, const T* m, i
 // How many tiles are worked on together: enough to pay for reading all weights, few enough for the caches.
 template <class T>
 int64_t block_size(const Layout& layout) {
-  constexpr int64_t kBytes = 2 << 20;
+  constexpr int64_t kBytes = 6 << 20;
   const int64_t fit = kBytes / (kTerms * (layout.inputs() + layout.outputs()) * static_cast<int64_t>(sizeof(T)));
-  return padded(max(24, min(fit, 96)), kScalars);
+  return padded(max(48, min(fit, 96)), kScalars);
+}
+
+// m[tile, O] = v[tile, C] * u[C, O], for one term; u in panels of lanes, of which the part in use stays in the nearest cache
+template <class T>
+void multiply_term(const Layout& layout, const T* v, const T* u, int64_t tiles, T* m) {
+  constexpr int64_t kPanelBytes = 16 << 10, kDepth = kPanelBytes / (kLanes<T> * sizeof(T));
+  const int64_t inputs = layout.inputs(), outputs = layout.outputs();
+  const int64_t v_pitch = pitch<T>(inputs), m_pitch = pitch<T>(outputs);
+  const Tiles groups(tiles);
+  for (int64_t c = 0; c < inputs; c += kDepth) {
+    for (int64_t o = 0; o < outputs; o += kLanes<T>) {
+      const T* panel = u + o * inputs + c * kLanes<T>;
+      for (int64_t index = 0; index < groups.count; ++index) {
+        const Span span = groups[index];
+        multiply<T>(span.count(), v + span.begin * v_pitch + c, v_pitch, panel, min(kDepth, inputs - c), c == 0,
+                    m + span.begin * m_pitch + o, m_pitch);
+      }
+    }
+  }
 }
 
 template <class T, class Finish>
@@ -266,8 +269,8 @@ void convolve(const Layout& layout, const T* x, const T* packed, const WinogradT
   const int64_t inputs = layout.inputs(), outputs = layout.outputs(), most = min(block_size<T>(layout), tasks.end - tasks.begin);
   const int64_t v_pitch = pitch<T>(inputs), m_pitch = pitch<T>(outputs);
   const int64_t v_term = most * v_pitch, m_term = most * m_pitch;
-  Scratch<T> v(kTerms * v_term), m(kTerms * m_term), pixel(4 * outputs);
-  Pixels<T, 4> pixels(x, layout.channels_last, inputs, layout.geo.in);
+  Scratch<T> v(kTerms * v_term), m(kTerms * m_term);
+  Pixels<T, 4> pixels(x, inputs, layout.geo.in);
   const Tiles blocks(tasks.end - tasks.begin, most);
   for (int64_t index = 0; index < blocks.count; ++index) {
     const Span block = blocks[index];
@@ -276,19 +279,11 @@ void convolve(const Layout& layout, const T* x, const T* packed, const WinogradT
       load_inputs(pixels, layout, tile[t]);
       transform_inputs(pixels, inputs, v.data + t * v_pitch, v_term);
     }
-    const Tiles groups(block.count());
-    const T* u = packed;
     for (int64_t term = 0; term < kTerms; ++term) {
-      for (int64_t o = 0; o < outputs; o += kLanes<T>, u += inputs * kLanes<T>) {
-        for (int64_t group = 0; group < groups.count; ++group) {
-          const Span span = groups[group];
-          multiply<T>(span.count(), static_cast<const T*>(v.data + term * v_term + span.begin * v_pitch), v_pitch, u, inputs,
-                      m.data + term * m_term + span.begin * m_pitch + o, m_pitch);
-        }
-      }
+      multiply_term(layout, v.data + term * v_term, packed + term * packed_term<T>(layout), block.count(), m.data + term * m_term);
     }
     for (int64_t t = 0; t < block.count(); ++t) {
-      write_outputs<T>(layout, tile[t], m.data + t * m_pitch, m_term, finish, pixel.data);
+      write_outputs<T>(layout, tile[t], m.data + t * m_pitch, m_term, finish);
     }
   }
 }
@@ -352,15 +347,32 @@ void judge(const Layout& layout, const T* plane, bool* uneven, Range tasks) {
   }
 }
 
-// [term, lanes of outputs, C, lane]
 template <class T>
-int64_t pack_size(const Layout& layout) { return kTerms * layout.inputs() * layout.outputs(); }
+void weigh(const Layout& layout, const T* x_plane, const T* e_plane, double (*energies)[9], Range tasks) {
+  const Geometry& geo = layout.geo;
+  for (int64_t n = tasks.begin; n < tasks.end; ++n) {
+    const T *x = x_plane + n * geo.in_pixels(), *e = e_plane + n * geo.out_pixels();
+    for (int64_t tap = 0; tap < 9; ++tap) {
+      const Range rows = valid_outputs(geo, 1, tap / 3), columns = valid_outputs(geo, 2, tap % 3);
+      double sum = 0;
+      for (int64_t h = rows.begin; h < rows.end; ++h) {
+        const T* from = x + input_coordinate(geo, 1, h, tap / 3) * geo.in[2] + input_coordinate(geo, 2, 0, tap % 3);
+#pragma omp simd reduction(+ : sum)
+        for (int64_t w = columns.begin; w < columns.end; ++w) sum += double(e[h * geo.out[2] + w]) * double(from[w]);
+      }
+      energies[n][tap] = sum;
+    }
+  }
+}
+
+template <class T>
+int64_t pack_size(const Layout& layout) { return kTerms * packed_term<T>(layout); }
 template <class T>
 int64_t pack_tasks(const Layout& layout) { return layout.outputs() / kLanes<T>; }
 
 template <class T>
 void pack(const Layout& layout, const Filters<const T>& filters, T* packed, Range tasks) {
-  const int64_t inputs = layout.inputs(), term = inputs * layout.outputs();
+  const int64_t inputs = layout.inputs(), term = packed_term<T>(layout);
   for (int64_t panel = tasks.begin; panel < tasks.end; ++panel) {
     T* out = packed + panel * inputs * kLanes<T>;
     for (int64_t c = 0; c < inputs; ++c, out += kLanes<T>) {
@@ -383,54 +395,64 @@ void pack(const Layout& layout, const Filters<const T>& filters, T* packed, Rang
   }
 }
 
+// Transformed tiles are [term, panels of channels, tile, lane], and a gap after each term.
 template <class T>
-int64_t transformed_size(int64_t tiles, int64_t channels) { return kTerms * tiles * pitch<T>(channels); }
+int64_t transformed_term(int64_t tiles, int64_t channels) { return pitch<T>(tiles * channels); }
+template <class T>
+int64_t transformed_size(int64_t tiles, int64_t channels) { return kTerms * transformed_term<T>(tiles, channels); }
 
 template <class T>
 void transform(const Layout& layout, const T* x, const T* e, const WinogradTile* tiles, int64_t count, T* inputs,
                T* outputs, Range tasks) {
-  const int64_t x_pitch = pitch<T>(layout.inputs()), e_pitch = pitch<T>(layout.outputs());
-  Pixels<T, 4> patch(x, layout.channels_last, layout.inputs(), layout.geo.in);
-  Pixels<T, 2> tile(e, layout.channels_last, layout.outputs(), layout.geo.out);
+  const int64_t in = layout.inputs(), out = layout.outputs(), panel = count * kLanes<T>;
+  Pixels<T, 4> patch(x, in, layout.geo.in);
+  Pixels<T, 2> tile(e, out, layout.geo.out);
   for (int64_t t = tasks.begin; t < tasks.end; ++t) {
     load_inputs(patch, layout, tiles[t]);
-    transform_inputs(patch, layout.inputs(), inputs + t * x_pitch, count * x_pitch);
-    tile.load(tiles[t].image, tiles[t].row, tiles[t].column, 0, 0, 2);
-    transform_gradients(tile, layout.outputs(), outputs + t * e_pitch, count * e_pitch);
+    transform_inputs(patch, in, inputs + t * kLanes<T>, transformed_term<T>(count, in), panel);
+    const bool whole = tiles[t].only < 0;
+    const int64_t top = whole ? 0 : tiles[t].only / 2, left = whole ? 0 : tiles[t].only % 2;
+    tile.load(tiles[t].image, tiles[t].row, tiles[t].column, top, left, whole ? 2 : 1);
+    transform_gradients(tile, out, outputs + t * kLanes<T>, transformed_term<T>(count, out), panel);
   }
 }
 
 template <class T>
 void accumulate(const Layout& layout, const T* inputs, const T* outputs, int64_t tiles, bool first, T* sums, Range tasks) {
-  const int64_t in = layout.inputs(), out = layout.outputs(), panels = pack_tasks<T>(layout);
-  const int64_t x_pitch = pitch<T>(in), e_pitch = pitch<T>(out);
-  const Tiles groups(in);
+  const int64_t in = layout.inputs(), panels = pack_tasks<T>(layout), panel = tiles * kLanes<T>;
+  const Tiles groups(kLanes<T>);
   for (int64_t task = tasks.begin; task < tasks.end; ++task) {
-    const int64_t term = task / panels, o = task % panels * kLanes<T>;
-    const T* e = outputs + term * tiles * e_pitch + o;
-    for (int64_t group = 0; group < groups.count; ++group) {
-      const Span span = groups[group];
-      accumulate_products<T>(span.count(), inputs + term * tiles * x_pitch + span.begin, x_pitch, e, e_pitch, tiles, first,
-                             sums + (term * in + span.begin) * out + o, out);
+    const int64_t term = task / panels, o = task % panels;
+    const T* e = outputs + term * transformed_term<T>(tiles, layout.outputs()) + o * panel;
+    const T* v = inputs + term * transformed_term<T>(tiles, in);
+    T* sum = sums + term * packed_term<T>(layout) + o * in * kLanes<T>;
+    for (int64_t c = 0; c < in; c += kLanes<T>, v += panel) {
+      for (int64_t group = 0; group < groups.count; ++group) {
+        const Span span = groups[group];
+        accumulate_products<T>(span.count(), v + span.begin, e, tiles, first, sum + (c + span.begin) * kLanes<T>);
+      }
     }
   }
 }
 
 template <class T>
-void weight_gradient(const Layout& layout, const T* sums, const Filters<T>& filters, Range tasks) {
-  const int64_t out = layout.outputs(), term = layout.inputs() * out;
+void weight_gradient(const Layout& layout, const T* sums, bool add, const Filters<T>& filters, Range tasks) {
+  const int64_t in = layout.inputs(), out = layout.outputs(), term = packed_term<T>(layout);
   for (int64_t c = tasks.begin; c < tasks.end; ++c) {
     for (int64_t o = 0; o < out; o += kWidth<T>) {
+      const T* from = sums + (o / kLanes<T> * in + c) * kLanes<T> + o % kLanes<T>;
       Vector<T> m[kTerms], rows[12], g[9];
 #pragma GCC unroll 16
-      for (int k = 0; k < kTerms; ++k) m[k] = at<Vector<T>>(sums + k * term + c * out + o);
+      for (int k = 0; k < kTerms; ++k) m[k] = at<Vector<T>>(from + k * term);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) filter_axis_transposed(m + j, 4, rows + j, 4);
 #pragma GCC unroll 3
       for (int i = 0; i < 3; ++i) filter_axis_transposed(rows + 4 * i, 1, g + 3 * i, 1);
       for (int lane = 0; lane < kWidth<T>; ++lane) {
         T* to = filters.data + (o + lane) * filters.output + c * filters.input;
-        for (int tap = 0; tap < 9; ++tap) to[tap / 3 * filters.row + tap % 3 * filters.column] = g[tap][lane];
+        for (int tap = 0; tap < 9; ++tap, to += tap % 3 ? filters.column : filters.row - 2 * filters.column) {
+          *to = add ? *to + g[tap][lane] : g[tap][lane];
+        }
       }
     }
   }
@@ -438,20 +460,28 @@ void weight_gradient(const Layout& layout, const T* sums, const Filters<T>& filt
 
 // Measured against ATen's convolution and our own other one; see benchmarks/PERFORMANCE.md.
 template <class T>
+bool pays(const Layout& layout) {
+  const int64_t in = layout.geo.in_channels, out = layout.geo.out_channels;
+  const int64_t tiles = layout.geo.batch * WinogradTile::of_image(layout);
+  const int64_t least = layout.channels_last ? 32 : 64;  // contiguous tensors are copied to channels_last and back
+  if (in < least || out < least) return false;
+  return tiles >= 96 && 16 * tiles >= in + out;  // weights are transformed anew for each call
+}
+
+template <class T>
 bool suits(const Layout& layout) {
   const Geometry& geo = layout.geo;
   if (geo.groups != 1 || geo.in[0] != 1 || geo.kernel[0] != 1 || geo.out[0] != 1 || geo.padding[0] != 0) return false;
   for (int axis = 1; axis < kAxes; ++axis) {
     if (geo.kernel[axis] != 3 || geo.stride[axis] != 1 || geo.dilation[axis] != 1 || geo.padding[axis] > 2) return false;
   }
-  if (geo.in_channels % kLanes<T> != 0 || geo.out_channels % kLanes<T> != 0) return false;
-  return geo.in_channels > 0 && geo.out_channels > 0 && geo.out_pixels() > 0;
+  return geo.in_channels % kLanes<T> == 0 && geo.out_channels % kLanes<T> == 0 && pays<T>(layout);
 }
 
 template <class T>
 constexpr Winograd<T> table() {
   return {suits<T>,   judge<T>,          pack_size<T>,     pack_tasks<T>, pack<T>,          forward<T>,
-          input_gradient<T>, transformed_size<T>, transform<T>, accumulate<T>, weight_gradient<T>};
+          input_gradient<T>, weigh<T>, transformed_size<T>, transform<T>, accumulate<T>, weight_gradient<T>};
 }
 
 }  // namespace

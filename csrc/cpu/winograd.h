@@ -1,6 +1,7 @@
 // Winograd's F(2x2, 3x3) for 3x3 layers: four outputs from sixteen products a channel, where the plain sum takes 36
 // (Lavin and Gray, 2016). Its rounding errors are smaller than those of a long plain sum, but they are relative to the
-// largest numbers that a tile reads, and a compact convolution divides by the norm of each patch: see `judge`.
+// largest numbers that a tile reads, and a compact convolution divides by the norm of each patch: see `judge`. All
+// tensors are channels_last.
 #pragma once
 
 #include "../passes.h"
@@ -47,13 +48,15 @@ struct Winograd {
   void (*input_gradient)(const Layout&, const T* e, const T* packed, const WinogradTile*, const InputEpilogue<T>&,
                          Range tasks);
 
-  // The weight's gradient: inputs and e transformed, `tiles` at a time, [16, tiles, channels and a gap]; sums [16, C, O]
-  // of their products; and the sums transformed back. tasks: tiles of the chunk; then pack_tasks; then inputs
+  // energies[n][tap]: sum over the outputs of e's squares times those of the input that the tap sees. tasks: images
+  void (*weigh)(const Layout&, const T* x_plane, const T* e_plane, double (*energies)[9], Range tasks);
+  // The weight's gradient: inputs and e transformed, `tiles` at a time; sums of their products, laid out as packed weights
+  // are; and the sums transformed back. tasks: tiles of the chunk; then terms times pack_tasks; then inputs
   int64_t (*transformed_size)(int64_t tiles, int64_t channels);
   void (*transform)(const Layout&, const T* x, const T* e, const WinogradTile*, int64_t tiles, T* inputs, T* outputs,
                     Range tasks);
   void (*accumulate)(const Layout&, const T* inputs, const T* outputs, int64_t tiles, bool first, T* sums, Range tasks);
-  void (*weight_gradient)(const Layout&, const T* sums, const Filters<T>&, Range tasks);
+  void (*weight_gradient)(const Layout&, const T* sums, bool add, const Filters<T>&, Range tasks);
 };
 
 template <class T>

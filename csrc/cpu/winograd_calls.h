@@ -1,6 +1,7 @@
 // Winograd's convolutions as orchestrate.h calls them: tiles chosen, weights packed, work split over the threads.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -47,6 +48,21 @@ std::optional<std::vector<WinogradTile>> even_tiles(const Layout& layout, const 
 }
 
 template <class T>
+bool even_taps(const Layout& layout, const T* x_plane, const T* e_plane) {
+  constexpr double kMost = 16;  // rounding errors of a tap, squared, over what they would be without the others
+  std::vector<std::array<double, 9>> images(layout.geo.batch);
+  auto* energies = reinterpret_cast<double (*)[9]>(images.data());
+  parallel(layout.geo.batch, 9 * layout.geo.out_pixels(),
+           [&](Range range) { winograd_loops<T>().weigh(layout, x_plane, e_plane, energies, range); });
+  std::array<double, 9> sums{};
+  for (const auto& image : images) {
+    for (int tap = 0; tap < 9; ++tap) sums[tap] += image[tap];
+  }
+  const auto [least, most] = std::minmax_element(sums.begin(), sums.end());
+  return *most == 0 || *most < kMost * *least;
+}
+
+template <class T>
 Filters<T> filters(T* values, const Tensor& weight) {
   const int64_t rank = weight.dim();
   return {values, weight.stride(0), weight.stride(1), weight.stride(rank - 2), weight.stride(rank - 1)};
@@ -83,35 +99,39 @@ struct WinogradCalls {
     return true;
   }
 
-  // Adds to the sums [16, C, O] that winograd_weight_gradient makes a gradient of; makes them where there are none.
+  // Adds to the sums that winograd_weight_gradient makes a gradient of, and makes them where there are none; false, with
+  // nothing done, where it is not worth it, or some taps see so much less than others that these would drown them.
   template <class T>
-  static void winograd_accumulate(const Layout& layout, const T* x, const T* e, std::optional<Tensor>& sums,
-                                  const Tensor& like) {
-    constexpr int64_t kBytes = 4 << 20;  // of transformed inputs and gradients: they stay in the last cache
+  static bool winograd_accumulate(const Layout& layout, const T* x, const T* e, const T* x_plane, const T* e_plane,
+                                  std::optional<Tensor>& sums, const Tensor& like) {
+    const auto tiles = even_tiles(layout, x_plane);
+    if (!tiles || !even_taps(layout, x_plane, e_plane)) return false;
+    constexpr int64_t kBytes = 2 << 20;  // of transformed inputs and gradients: they stay in the last cache
     const Winograd<T>& loops = winograd_loops<T>();
     const auto size = [&](int64_t tiles, int64_t channels) { return loops.transformed_size(tiles, channels); };
-    const std::vector<WinogradTile> tiles = whole_tiles(layout);
-    const int64_t all = tiles.size(), bytes = (size(1, layout.inputs()) + size(1, layout.outputs())) * sizeof(T);
-    const int64_t chunks = ceil_div(all, std::max<int64_t>(64, kBytes / bytes)), step = ceil_div(all, chunks);
+    const int64_t all = tiles->size(), bytes = (size(1, layout.inputs()) + size(1, layout.outputs())) * sizeof(T);
+    const int64_t chunks = ceil_div(all, std::max<int64_t>(128, kBytes / bytes)), step = ceil_div(all, chunks);
     const Tensor inputs = empty({size(step, layout.inputs())}, kType<T>, like);
     const Tensor outputs = empty({size(step, layout.outputs())}, kType<T>, like);
     for (int64_t begin = 0; begin < all; begin += step) {
       const int64_t count = std::min(step, all - begin);
       const bool first = !sums;
-      if (first) sums = empty({WinogradTile::kTerms, layout.inputs(), layout.outputs()}, kType<T>, like);
+      if (first) sums = empty({loops.pack_size(layout)}, kType<T>, like);
       T *v = mutable_data<T>(inputs), *w = mutable_data<T>(outputs), *sum = mutable_data<T>(*sums);
       parallel(count, WinogradTile::kTerms * (layout.inputs() + layout.outputs()),
-               [&](Range range) { loops.transform(layout, x, e, tiles.data() + begin, count, v, w, range); });
+               [&](Range range) { loops.transform(layout, x, e, tiles->data() + begin, count, v, w, range); });
       const int64_t tasks = WinogradTile::kTerms * loops.pack_tasks(layout);
       parallel(tasks, WinogradTile::kTerms * count * layout.inputs() * layout.outputs() / tasks,
                [&](Range range) { loops.accumulate(layout, v, w, count, first, sum, range); });
     }
+    return true;
   }
 
+  // Written to the gradient, or added to what it holds already.
   template <class T>
-  static void winograd_weight_gradient(const Layout& layout, const Tensor& sums, const Tensor& gradient) {
+  static void winograd_weight_gradient(const Layout& layout, const Tensor& sums, bool add, const Tensor& gradient) {
     parallel(layout.inputs(), WinogradTile::kTerms * layout.outputs(), [&](Range range) {
-      winograd_loops<T>().weight_gradient(layout, data<T>(sums), filters(mutable_data<T>(gradient), gradient), range);
+      winograd_loops<T>().weight_gradient(layout, data<T>(sums), add, filters(mutable_data<T>(gradient), gradient), range);
     });
   }
 

@@ -240,15 +240,7 @@ __global__ void scale(const T* factor, int64_t count, T* values) {
   for (int64_t i = thread_index(); i < count; i += thread_count()) values[i] *= *factor;
 }
 
-struct Device {
-  // No convolution of its own yet: ATen's, and passes.
-  template <class T>
-  static std::optional<Tensor> pack(const Layout&, const Tensor&, const Tensor&) { return std::nullopt; }
-  template <class T>
-  static void direct(const Layout&, const T*, const T*, T, T*, const ForwardEpilogue<T>&) {}
-  template <class T>
-  static bool suits_winograd(const Layout&) { return false; }
-
+struct Device : AtenOnly {
   static int64_t images_per_chunk(const Geometry& geo, size_t) { return std::max<int64_t>(1, geo.batch); }
 
   static int64_t bias_rows(const Layout& layout) {
