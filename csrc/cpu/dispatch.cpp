@@ -9,12 +9,14 @@
   extern const Direct<double> kDirectDouble; \
   extern const Direct<float> kDepthwiseFloat;   \
   extern const Direct<double> kDepthwiseDouble; \
+  extern const AtOnce<float> kAtOnceFloat;      \
+  extern const AtOnce<double> kAtOnceDouble;    \
   }
 
 #define CCN_CHOICE(isa)                                                                                   \
   {                                                                                                      \
     #isa, &isa::kFloat, &isa::kDouble, &isa::kDirectFloat, &isa::kDirectDouble, &isa::kDepthwiseFloat, \
-        &isa::kDepthwiseDouble                                                                           \
+        &isa::kDepthwiseDouble, &isa::kAtOnceFloat, &isa::kAtOnceDouble                                  \
   }
 
 CCN_DECLARE(baseline)
@@ -34,6 +36,8 @@ struct Choice {
   const Direct<double>* direct_double;
   const Direct<float>* depthwise_float;
   const Direct<double>* depthwise_double;
+  const AtOnce<float>* at_once_float;
+  const AtOnce<double>* at_once_double;
 };
 
 Choice choose() {
@@ -70,6 +74,12 @@ const Direct<float>& depthwise_loops<float>() { return *choice().depthwise_float
 
 template <>
 const Direct<double>& depthwise_loops<double>() { return *choice().depthwise_double; }
+
+template <>
+const AtOnce<float>& at_once<float>() { return *choice().at_once_float; }
+
+template <>
+const AtOnce<double>& at_once<double>() { return *choice().at_once_double; }
 
 const char* instruction_set() { return choice().name; }
 

@@ -246,6 +246,10 @@ struct Device {
   static std::optional<Tensor> pack(const Layout&, const Tensor&, const Tensor&) { return std::nullopt; }
   template <class T>
   static void direct(const Layout&, const T*, const T*, T, T*, const ForwardEpilogue<T>&) {}
+  template <class T>
+  static int64_t backward_at_once_tasks(const Layout&) { return 0; }
+  template <class T>
+  static void backward_at_once(const Layout&, const DepthwiseBackward<T>&) {}
 
   static int64_t images_per_chunk(const Geometry& geo, size_t) { return std::max<int64_t>(1, geo.batch); }
 
