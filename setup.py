@@ -109,7 +109,7 @@ def without_torch() -> list[tuple[str, Path, list[str]]]:
     loops = [
         (f"{file}_{name}", CSRC / "cpu" / f"{file}.cpp", [*COMMON, *LOOPS, f"-DCCN_ISA={name}", *flags])
         for name, flags in INSTRUCTION_SETS.items()
-        for file in ("passes", "direct", "depthwise", "winograd")
+        for file in ("passes", "direct", "depthwise", "depthwise_backward", "winograd")
         if X86 or not flags
     ]
     return [("dispatch", CSRC / "cpu" / "dispatch.cpp", COMMON + ["-DCCN_X86"] * X86), *loops]

@@ -181,6 +181,10 @@ struct AtenOnly {
   static std::optional<Tensor> pack(const Layout&, const Tensor&, const Tensor&) { return std::nullopt; }
   template <class T, class... Args>
   static void direct(const Args&...) {}
+  template <class T>
+  static int64_t backward_at_once_tasks(const Layout&) { return 0; }
+  template <class T>
+  static void backward_at_once(const Layout&, const DepthwiseBackward<T>&) {}
 };
 
 // How a call is convolved: by ATen, or by the device itself, which divides as it goes.
@@ -275,6 +279,9 @@ class Backward {
              const Tensor& r, const Tensor& dx) {
     const Layout layout = layout_of(operands_.geo, x.size(0), channels_last_);
     const Geometry& geo = layout.geo;
+    if (const int64_t tasks = Device::template backward_at_once_tasks<T>(layout)) {
+      return chunk_at_once(layout, tasks, grad, x, y, z, r, dx);
+    }
     const Tensor e = empty_images(grad, geo.batch, kType<T>);
     std::optional<Tensor> moment, partials;
     if (needs_.moment()) moment = empty({geo.batch, geo.groups, geo.out_pixels()}, kType<T>, x);
@@ -328,7 +335,7 @@ class Backward {
   Tensor weight_gradient(ScalarType type) {
     Tensor dw = torch::stable::empty_like(operands_.weight);
     if (!weight_sum_ && !winograd_sums_) return torch::stable::to(torch::stable::zero_(dw), type);
-    if (weight_sum_ && !same_strides(*weight_sum_, dw)) {
+    if (weight_sum_ && !(same_strides(*weight_sum_, dw) && weight_sum_->scalar_type() == kType<T>)) {
       copy(*weight_sum_, dw);
     } else if (weight_sum_) {
       dw = *weight_sum_;
@@ -347,6 +354,32 @@ class Backward {
   Tensor bias_gradient(ScalarType type) const { return torch::stable::to(bias_sum_, type); }
 
  private:
+  void chunk_at_once(const Layout& layout, int64_t tasks, const Tensor& grad, const Tensor& x,
+                     const std::optional<Tensor>& y, const std::optional<Tensor>& z, const Tensor& r, const Tensor& dx) {
+    const int64_t channels = layout.inputs(), weights = operands_.weight.numel();
+    const auto rows = [&](int64_t count) { return empty({tasks, count}, kType<T>, x); };
+    const Tensor bias_partials = rows(channels), moment_partials = rows(channels);
+    const std::optional<Tensor> weight_partials = needs_.weight ? std::optional(rows(weights)) : std::nullopt;
+    const Tensor weight = in_layout(operands_.weight, false, kType<T>);
+    Device::template backward_at_once<T>(
+        layout, {data<T>(grad), data_or_null<T>(y), data_or_null<T>(z), data<T>(x), data<T>(r), data<T>(weight),
+                 data<T>(operands_.bias), data<T>(operands_.alpha), operands_.delta, moment_from_y_,
+                 needs_.input ? mutable_data<T>(dx) : nullptr, data_or_null<T>(weight_partials),
+                 mutable_data<T>(bias_partials), mutable_data<T>(moment_partials)});
+    if (needs_.bias) {
+      Device::template add_rows<T>(data<T>(bias_partials), tasks, channels, mutable_data<double>(bias_sum_));
+    }
+    if (needs_.alpha && !needs_.weight) {
+      Device::template add_dot<T>(data<T>(moment_partials), nullptr, tasks * channels, mutable_data<double>(alpha_sum_));
+    }
+    if (!needs_.weight) return;
+    if (!weight_sum_) {  // channels innermost, as the partial sums have them
+      const Tensor sum = torch::stable::transpose(zeros({weights / channels, channels}, ScalarType::Double, x), 0, 1);
+      weight_sum_ = torch::stable::view(sum, shape_of(operands_.weight));
+    }
+    Device::template add_rows<T>(data<T>(*weight_partials), tasks, weights, mutable_data<double>(*weight_sum_));
+  }
+
   // The transposed box filter of q, which takes the place of the moments.
   Tensor norm_term(const Layout& layout, const Tensor& moment, const Tensor& r) const {
     const Geometry& geo = layout.geo;
@@ -398,7 +431,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
                                                        format_of(wants_channels_last, input.dim()))
                                 : none();
   Backward<Device, T> backward(input, operands, channels_last, moment_from_y, needs, winograd);
-  for_each_chunk(operands.geo, Device::images_per_chunk(operands.geo, sizeof(T)), [&](int64_t first, int64_t count) {
+  const bool at_once = !narrow && Device::template backward_at_once_tasks<T>({operands.geo, channels_last});
+  const int64_t step = at_once ? operands.geo.batch : Device::images_per_chunk(operands.geo, sizeof(T));
+  for_each_chunk(operands.geo, step, [&](int64_t first, int64_t count) {
     const auto part = [&](const Tensor& t) { return in_layout(images(t, first, count), channels_last, kType<T>); };
     const auto optional_part = [&](const std::optional<Tensor>& t, bool wanted) {
       return t && wanted ? std::optional(part(*t)) : std::nullopt;

@@ -62,4 +62,23 @@ struct InputEpilogue {
   T* dx;               // [N, C, P] alpha * conv_grad - x * box
 };
 
+// The whole backward pass of a depthwise layer, where a device has it in one. Partial sums are a row a task.
+template <class T>
+struct DepthwiseBackward {
+  const T* grad;    // [N, C, P]
+  const T* y;       // [N, C, P] the fused ReLU's output, or null
+  const T* z;       // [N, C, P] u / d, or null
+  const T* x;       // [N, C, P]
+  const T* r;       // [N, C, P], whatever the layout
+  const T* weight;  // [C, taps]
+  const T* bias;    // [C]
+  const T* alpha;   // one value
+  T delta;
+  bool moment_from_y;  // take y - b for alpha * z
+  T* dx;               // [N, C, P], or null
+  T* weight_partials;  // [tasks, taps, C] d weight / alpha, or null
+  T* bias_partials;    // [tasks, C]
+  T* moment_partials;  // [tasks, C] sum of grad * z (or grad * (y - b)), or 0 where there is neither
+};
+
 }  // namespace ccn

@@ -1,5 +1,7 @@
 """The CPU's convolutions of our own: the layers that take it, at every edge of its tiles, against the oracle."""
 
+import itertools
+
 import problems
 import pytest
 import torch
@@ -28,6 +30,35 @@ LAYERS = {
     "depthwise, dilated": {"channels": (16, 16), "groups": 16, "size": (9, 37), "padding": (0, 2), "dilation": (3, 2)},
     "depthwise, wide": {"channels": (48, 48), "groups": 48, "size": (3, 150), "kernel": (2, 7), "padding": (0, 3)},
     "depthwise, rows apart": {"channels": (16, 16), "groups": 16, "size": (11, 5), "padding": 1, "stride": (2, 1)},
+    "depthwise, channels that fill no vector": {"channels": (21, 21), "groups": 21, "size": (9, 7), "padding": 1},
+    "depthwise, channels in blocks": {
+        "channels": (70, 70),
+        "groups": 70,
+        "size": (4, 130),
+        "kernel": (5, 3),
+        "padding": 1,
+    },
+    "depthwise, rows in blocks": {"channels": (5, 5), "groups": 5, "size": (61, 6), "padding": 1, "batch": 1},
+    "depthwise, strided rows in blocks": {"channels": (3, 3), "groups": 3, "size": (63, 6), "stride": 2, "batch": 2},
+    "depthwise, more taps than registers": {"channels": (9, 9), "groups": 9, "size": 12, "kernel": 7, "padding": 3},
+    "depthwise, more stride than kernel": {
+        "channels": (6, 6),
+        "groups": 6,
+        "size": (13, 12),
+        "kernel": 2,
+        "stride": (5, 3),
+    },
+    "depthwise, gaps": {"channels": (8, 8), "groups": 8, "size": (7, 11), "kernel": 2, "stride": 3, "dilation": (3, 4)},
+    "depthwise, more padding than kernel": {
+        "channels": (8, 8),
+        "groups": 8,
+        "size": (40, 4),
+        "kernel": 2,
+        "padding": (5, 7),
+        "stride": (1, 2),
+        "batch": 1,
+    },
+    "depthwise, 1 x 1": {"channels": (8, 8), "groups": 8, "size": (5, 9), "kernel": 1},
     "one dimension, depthwise": {"rank": 1, "channels": (16, 16), "groups": 16, "size": 40, "padding": 1},
     "one dimension": {"rank": 1, "channels": (8, 16), "size": 160, "kernel": 5, "padding": 2},
 }
@@ -85,8 +116,75 @@ def test_the_same_bits_whatever_the_threads_and_the_batch(formats):
     assert torch.equal(whole[1:2], alone)
 
 
+MASKS = list(itertools.product([False, True], repeat=4))
+
+
+def depthwise(channels_last, relu=False, dtype=torch.float32, **settings):
+    settings = {"size": (9, 10), "padding": 1, "stride": 2, "batch": 3, **settings}
+    return problems.make(channels=(12, 12), groups=12, **settings, dtype=dtype, relu=relu, formats=(channels_last,) * 2)
+
+
+def gradients(problem, mask=(True,) * 4, saves=True):
+    """What the operator makes of a call: of its ReLU's output, if it has one, and of u / d where that is saved."""
+    spec = [[n] * 2 for n in (problem.geometry["stride"], problem.geometry["padding"], 1)]
+    settings = (*spec, problem.geometry["groups"], problem.delta)
+    y, z, r = torch.ops.ccn_native.compact_conv(*problem.operands, *settings, problem.relu, saves)
+    saved = (y if problem.relu else None, z if saves else None, r)
+    results = torch.ops.ccn_native.compact_conv_backward(problem.grad, *problem.operands, *saved, *settings, list(mask))
+    return dict(zip(("input", "weight", "alpha", "bias"), results, strict=True))
+
+
+@pytest.mark.parametrize("saves", [False, True], ids=["of y", "of z"])
+@pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
+@pytest.mark.parametrize("formats", FORMATS)
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: "".join("xwab"[i] for i in range(4) if mask[i]) or "nothing")
+def test_a_depthwise_backward_computes_what_is_needed(mask, formats, relu, saves):
+    needs_input, needs_weight, needs_alpha, _ = mask
+    if not saves and ((needs_input and not relu) or (needs_alpha and not needs_weight)):
+        pytest.skip("needs u / d")
+    problem = depthwise(FORMATS[formats][0], relu, torch.float64)
+    expected, parts = problem.oracle(), gradients(problem, mask, saves)
+    for needed, (name, part) in zip(mask, parts.items(), strict=True):
+        if needed:
+            assert problems.relative_error(part, expected[name]) < 1e-14, name
+        else:
+            assert part.numel() == 0
+
+
+@pytest.mark.parametrize("formats", FORMATS)
+def test_a_depthwise_backward_gives_the_same_bits_whatever_the_threads(formats):
+    problem = depthwise(FORMATS[formats][0], size=(60, 50), batch=2)
+    whole, threads = gradients(problem), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = gradients(problem)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(whole[name], alone[name]) for name in whole)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("formats", FORMATS)
+def test_a_depthwise_backward_keeps_what_is_not_finite_where_it_is_read(formats, value):
+    problem = depthwise(FORMATS[formats][0], kernel=2, padding=0, stride=3)
+    problem.input[2, 5, 3, 4] = value
+    problem.input[1, 7, 2, :], problem.input[1, 7, :, 8] = value, value  # between the patches
+    actual, expected = gradients(problem), problem.oracle()
+    assert actual["input"].isnan().any()
+    for name in ("input", "weight"):
+        assert torch.equal(actual[name].isnan(), expected[name].isnan()), name
+        torch.testing.assert_close(actual[name].double(), expected[name], equal_nan=True, rtol=1e-5, atol=1e-5)
+    assert actual["bias"].isfinite().all()
+
+
 @pytest.mark.parametrize("dilation", [400, 20_000])
 def test_a_dilation_so_wide_that_a_block_would_not_fit_the_cache(dilation):
     problem = problems.make(channels=(16, 16), size=(3, dilation + 2), kernel=(1, 2), dilation=(1, dilation), batch=1,
+                            formats=(True, True))  # fmt: skip
+    problems.assert_accurate(problem, problem.run("cpu"))
+
+
+def test_a_depthwise_dilation_so_wide_that_rows_would_not_fit_the_cache():
+    problem = problems.make(channels=(16, 16), groups=16, size=(1100, 2), kernel=(2, 1), dilation=(1000, 1), batch=1,
                             formats=(True, True))  # fmt: skip
     problems.assert_accurate(problem, problem.run("cpu"))

@@ -100,7 +100,9 @@ def test_the_same_bits_whatever_the_threads_and_the_batch(formats):
     assert torch.equal(many["output"][2:5], part)
 
 
-@pytest.mark.parametrize("needed", [("input",), ("weight",), ("alpha",), ("bias",), ("input", "alpha"), ("weight", "bias")])
+@pytest.mark.parametrize(
+    "needed", [("input",), ("weight",), ("alpha",), ("bias",), ("input", "alpha"), ("weight", "bias")]
+)
 def test_each_gradient_alone_is_that_of_all_together(needed):
     problem = problems.make(**LAYERS["whole tiles"], formats=(True, True))
     names = ("input", "weight", "bias", "alpha")

@@ -40,6 +40,19 @@ struct Device : WinogradCalls {
              [&](Range range) { direct_loops<T>(layout).forward(layout, forward, range); });
   }
 
+  // Rows of partial sums; 0 where the backward pass takes passes and ATen's convolutions.
+  template <class T>
+  static int64_t backward_at_once_tasks(const Layout& layout) {
+    return at_once<T>().suits(layout) ? DepthwiseBlocks{layout}.tasks() : 0;
+  }
+
+  template <class T>
+  static void backward_at_once(const Layout& layout, const DepthwiseBackward<T>& args) {
+    const int64_t tasks = DepthwiseBlocks{layout}.tasks();
+    parallel(tasks, layout.geo.batch * layout.geo.in_pixels() * layout.inputs() / tasks,
+             [&](Range range) { at_once<T>().backward(layout, args, range); });
+  }
+
   static int64_t bias_rows(const Layout& layout) { return Prologue{layout}.bias_rows(); }
 
   template <class T>

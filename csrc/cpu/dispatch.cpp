@@ -12,12 +12,15 @@
   extern const Direct<double> kDepthwiseDouble; \
   extern const Winograd<float> kWinogradFloat;   \
   extern const Winograd<double> kWinogradDouble; \
+  extern const AtOnce<float> kAtOnceFloat;      \
+  extern const AtOnce<double> kAtOnceDouble;    \
   }
 
 #define CCN_CHOICE(isa)                                                                                   \
   {                                                                                                      \
     #isa, &isa::kFloat, &isa::kDouble, &isa::kDirectFloat, &isa::kDirectDouble, &isa::kDepthwiseFloat, \
-        &isa::kDepthwiseDouble, &isa::kWinogradFloat, &isa::kWinogradDouble                              \
+        &isa::kDepthwiseDouble, &isa::kWinogradFloat, &isa::kWinogradDouble, &isa::kAtOnceFloat,         \
+        &isa::kAtOnceDouble                                                                              \
   }
 
 CCN_DECLARE(baseline)
@@ -39,6 +42,8 @@ struct Choice {
   const Direct<double>* depthwise_double;
   const Winograd<float>* winograd_float;
   const Winograd<double>* winograd_double;
+  const AtOnce<float>* at_once_float;
+  const AtOnce<double>* at_once_double;
 };
 
 Choice choose() {
@@ -81,6 +86,12 @@ const Winograd<float>& winograd_loops<float>() { return *choice().winograd_float
 
 template <>
 const Winograd<double>& winograd_loops<double>() { return *choice().winograd_double; }
+
+template <>
+const AtOnce<float>& at_once<float>() { return *choice().at_once_float; }
+
+template <>
+const AtOnce<double>& at_once<double>() { return *choice().at_once_double; }
 
 const char* instruction_set() { return choice().name; }
 

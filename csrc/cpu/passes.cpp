@@ -33,23 +33,23 @@ void sum_of_squares(const Layout& layout, const T* x, T* plane, Range tasks) {
   const Geometry& geo = layout.geo;
   const int64_t channels = geo.in_channels, groups = geo.groups, pixels = geo.in_pixels();
   for_each_plane(tasks, pixels, [&](int64_t n, int64_t begin, int64_t end) {
-    for (int64_t g = 0; g < groups; ++g) {
-      T* out = plane + (n * groups + g) * pixels;
-      if (layout.channels_last) {
-        for (int64_t p = begin; p < end; ++p) {
-          const T* in = x + ((n * pixels + p) * groups + g) * channels;
-          T sum = 0;
+    for (int64_t p = begin; layout.channels_last && p < end; ++p) {
+      const T* in = x + (n * pixels + p) * groups * channels;
+      T* out = plane + n * groups * pixels + p;
+      for (int64_t g = 0; g < groups; ++g, in += channels, out += pixels) {
+        T sum = 0;
 #pragma omp simd reduction(+ : sum)
-          for (int64_t c = 0; c < channels; ++c) sum += in[c] * in[c];
-          out[p] = sum;
-        }
-      } else {
-        for (int64_t p = begin; p < end; ++p) out[p] = 0;
-        for (int64_t c = 0; c < channels; ++c) {
-          const T* in = x + ((n * groups + g) * channels + c) * pixels;
+        for (int64_t c = 0; c < channels; ++c) sum += in[c] * in[c];
+        *out = sum;
+      }
+    }
+    for (int64_t g = 0; !layout.channels_last && g < groups; ++g) {
+      T* out = plane + (n * groups + g) * pixels;
+      for (int64_t p = begin; p < end; ++p) out[p] = 0;
+      for (int64_t c = 0; c < channels; ++c) {
+        const T* in = x + ((n * groups + g) * channels + c) * pixels;
 #pragma omp simd
-          for (int64_t p = begin; p < end; ++p) out[p] += in[p] * in[p];
-        }
+        for (int64_t p = begin; p < end; ++p) out[p] += in[p] * in[p];
       }
     }
   });
@@ -162,31 +162,33 @@ void prologue_pixels(const Layout& layout, const BackwardPrologue<T>& args, Rang
   for (int64_t task = tasks.begin; task < tasks.end; ++task) {
     T* partial = args.bias_partials ? args.bias_partials + task * all : nullptr;
     for (int64_t o = 0; partial && o < all; ++o) partial[o] = 0;
-    const int64_t end = min((task + 1) * block, geo.batch * pixels);
-    for (int64_t row = task * block; row < end; ++row) {
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t plane = (row / pixels * groups + g) * pixels + row % pixels;
-        const T inverse = reciprocal_divisor(args.r[plane], args.delta);
-        const int64_t at = row * all + g * channels;
-        const T *grad = args.grad + at, *bias = args.bias + g * channels;
-        const T* y = kRelu ? args.y + at : nullptr;
-        const T* z = kMoment == Moment::kFromZ ? args.z + at : nullptr;
-        T* e = args.e + at;
-        T moment = 0;
+    const Range rows{task * block, min((task + 1) * block, geo.batch * pixels)};
+    for_each_plane(rows, pixels, [&](int64_t n, int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        for (int64_t g = 0; g < groups; ++g) {
+          const int64_t plane = (n * groups + g) * pixels + p;
+          const T inverse = reciprocal_divisor(args.r[plane], args.delta);
+          const int64_t at = (n * pixels + p) * all + g * channels;
+          const T *grad = args.grad + at, *bias = args.bias + g * channels;
+          const T* y = kRelu ? args.y + at : nullptr;
+          const T* z = kMoment == Moment::kFromZ ? args.z + at : nullptr;
+          T* e = args.e + at;
+          T moment = 0;
 #pragma omp simd reduction(+ : moment)
-        for (int64_t o = 0; o < channels; ++o) {
-          const T open = kRelu && y[o] <= 0 ? T(0) : grad[o];
-          e[o] = open * inverse;
-          if (kMoment == Moment::kFromZ) moment += open * z[o];
-          if (kMoment == Moment::kFromY) moment += open * (y[o] - bias[o]);
-        }
-        if (kMoment != Moment::kNone) args.moment[plane] = moment;
-        if (!partial) continue;
-        T* sum = partial + g * channels;
+          for (int64_t o = 0; o < channels; ++o) {
+            const T open = kRelu && y[o] <= 0 ? T(0) : grad[o];
+            e[o] = open * inverse;
+            if (kMoment == Moment::kFromZ) moment += open * z[o];
+            if (kMoment == Moment::kFromY) moment += open * (y[o] - bias[o]);
+          }
+          if (kMoment != Moment::kNone) args.moment[plane] = moment;
+          if (!partial) continue;
+          T* sum = partial + g * channels;
 #pragma omp simd
-        for (int64_t o = 0; o < channels; ++o) sum[o] += kRelu && y[o] <= 0 ? T(0) : grad[o];
+          for (int64_t o = 0; o < channels; ++o) sum[o] += kRelu && y[o] <= 0 ? T(0) : grad[o];
+        }
       }
-    }
+    });
   }
 }
 

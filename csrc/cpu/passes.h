@@ -124,6 +124,42 @@ const Direct<T>& direct_loops(const Layout& layout) {
   return layout.geo.groups == 1 ? dense_loops<T>() : depthwise_loops<T>();
 }
 
+// How the depthwise backward is split: into blocks of the input's rows of one image, by the shape alone. Blocks are not
+// small, for the rows of the output where two of them meet are opened twice.
+struct DepthwiseBlocks {
+  const Layout& layout;
+
+  struct Task {
+    int64_t image;
+    Range rows;
+  };
+
+  static constexpr int64_t kLeastTasks = 16, kLeastRows = 8;
+
+  int64_t tasks() const { return layout.geo.batch * down(); }
+  Task task(int64_t index) const {
+    const int64_t rows = layout.geo.in[1], block = index % down();
+    return {index / down(), {block * rows / down(), (block + 1) * rows / down()}};
+  }
+
+ private:
+  int64_t down() const {
+    const int64_t rows = layout.geo.in[1], share = layout.geo.batch * rows / kLeastTasks;
+    return ceil_div(rows, share < kLeastRows ? kLeastRows : share);
+  }
+};
+
+// A backward pass that needs no convolution of ATen's.
+template <class T>
+struct AtOnce {
+  bool (*suits)(const Layout&);
+  // tasks: DepthwiseBlocks{layout}.tasks()
+  void (*backward)(const Layout&, const DepthwiseBackward<T>&, Range tasks);
+};
+
+template <class T>
+const AtOnce<T>& at_once();
+
 const char* instruction_set();
 
 }  // namespace ccn::cpu

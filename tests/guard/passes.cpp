@@ -107,6 +107,18 @@ void run(const Layout& layout, const std::string& layer) {
     count("direct pack", layer, [&] { direct.pack(layout, weight, bias, packed); });
     count("direct forward", layer, [&] { direct.forward(layout, {x, packed, alpha, 0.01f, false, r, y, z}, tasks); });
   }
+  const ccn::cpu::AtOnce<float>& at_once = ccn::cpu::at_once<float>();
+  if (at_once.suits(layout)) {
+    const int64_t tasks = ccn::cpu::DepthwiseBlocks{layout}.tasks(), taps = geo.kernel[1] * geo.kernel[2];
+    Buffer weight(layout.inputs() * taps), of_weight(tasks * taps * layout.inputs());
+    Buffer of_bias(tasks * layout.inputs()), of_moment(tasks * layout.inputs());
+    const auto backward_at_once = [&](const float* opened, const float* quotient, bool from_y) {
+      at_once.backward(layout, {grad, opened, quotient, x, r, weight, bias, alpha, 0.01f, from_y, dx, of_weight, of_bias,
+                                of_moment}, {0, tasks});
+    };
+    count("backward at once", layer, [&] { backward_at_once(nullptr, z, false); });
+    count("backward at once, relu", layer, [&] { backward_at_once(y, nullptr, true); });
+  }
   count("dot", layer, [&] { passes.dot(x, conv_grad, {0, in * layout.inputs()}); });
 }
 
