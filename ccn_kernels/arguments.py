@@ -66,7 +66,6 @@ def resolve(
     padding = _axes("padding", padding, rank, least=0)
     spec = ConvSpec(stride, padding, dilation, groups, float(delta), activation == "relu")
     _check_extents(input, weight, spec)
-    input, spec = _subsample(input, weight, spec)
     return Call(input, weight, bias, alpha, spec, leading)
 
 
@@ -205,18 +204,6 @@ def _named_padding(
         far = [amount for total in reversed(totals) for amount in (0, total % 2)]
         input = F.pad(input, far)
     return input, tuple(total // 2 for total in totals)
-
-
-def _subsample(input: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, ConvSpec]:
-    """A strided kernel of one tap reads every stride-th pixel alone: it gets those, and stride 1.
-
-    That is less work, and oneDNN (in PyTorch 2.13) overruns its memory on such kernels over few channels_last channels.
-    """
-    ones = (1,) * spec.rank
-    if spec.stride == ones or any(spec.padding) or any(tap != 1 for tap in weight.shape[2:]):
-        return input, spec
-    seen = input[(slice(None), slice(None), *(slice(None, None, step) for step in spec.stride))]
-    return seen, spec._replace(stride=ones)
 
 
 def _check_extents(input: Tensor, weight: Tensor, spec: ConvSpec) -> None:

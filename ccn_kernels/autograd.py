@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
 from . import ops, reference
@@ -21,7 +24,14 @@ def compact_conv(
         input.requires_grad, weight.requires_grad, alpha.requires_grad, spec
     )
     with without_autocast(input.device.type):
-        return CompactConvFunction.apply(input, weight, bias, alpha, spec, save_quotient, backend)[0]
+        return _apply(CompactConvFunction, input, weight, bias, alpha, spec, save_quotient, backend)[0]
+
+
+def _apply(function: type[Function], *args: Any) -> Any:
+    """``function.apply``, which binds its arguments to a signature first: as long as a small layer takes."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(Function, function).apply(*unwrap_dead_wrappers(args))
 
 
 def _differentiates() -> bool:

@@ -46,9 +46,28 @@ inline std::pair<Tensor, Tensor> convolution_backward(const Tensor& grad, const 
   return {to_tensor(results[0]), to_tensor(results[1])};
 }
 
-inline Tensor empty_strided(const Axes& shape, const Axes& strides, ScalarType type, const torch::stable::Device& device) {
-  return to_tensor(call<1>("aten::empty_strided", "", shape, strides, std::optional(type), std::nullopt,
-                           std::optional(device), std::nullopt)[0]);
+// x [N, C] times w [O, C], transposed
+inline Tensor linear(const Tensor& x, const Tensor& w) {
+  return to_tensor(call<1>("aten::linear", "", x, w, std::nullopt)[0]);
+}
+
+inline Tensor mm(const Tensor& a, const Tensor& b) { return to_tensor(call<1>("aten::mm", "", a, b)[0]); }
+
+// Every `step`th entry of an axis: a view.
+inline Tensor every(const Tensor& t, int64_t axis, int64_t step) {
+  return to_tensor(call<1>("aten::slice", "Tensor", t, axis, std::nullopt, std::nullopt, step)[0]);
+}
+
+// By the shim of its own: half the time of a boxed call, and there are several of these in each of ours.
+inline Tensor empty_strided(const Axes& shape, const Axes& strides, ScalarType type, const Tensor& like) {
+  int32_t device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type, like.get_device_index(),
+      &handle));
+  return Tensor(handle);
 }
 
 // ATen's operators record gradients when they are called from C++ with the grad mode on; ours must not.

@@ -45,8 +45,19 @@ T* data_or_null(const std::optional<Tensor>& t) { return t ? mutable_data<T>(*t)
 
 inline Axes shape_of(const Tensor& t) { return Axes(t.sizes().begin(), t.sizes().end()); }
 
-inline Tensor empty(const Axes& shape, ScalarType type, const Tensor& like) {
-  return torch::stable::empty(shape, type, std::nullopt, like.device());
+inline Tensor empty(const Axes& shape, ScalarType type, const Tensor& like, bool channels_last = false) {
+  const bool last = channels_last && shape.size() >= 4;
+  Axes strides(shape.size());
+  int64_t step = 1;
+  const auto outward = [&](size_t axis) {
+    strides[axis] = step;
+    step *= std::max<int64_t>(1, shape[axis]);
+  };
+  if (last) outward(1);
+  for (size_t axis = shape.size(); axis-- > 0;) {
+    if (!last || axis != 1) outward(axis);
+  }
+  return aten::empty_strided(shape, strides, type, like);
 }
 
 inline Tensor zeros(const Axes& shape, ScalarType type, const Tensor& like) {
@@ -59,13 +70,46 @@ inline Tensor empty_images(const Tensor& image, int64_t batch, ScalarType type) 
   Axes shape = shape_of(image);
   shape[0] = batch;
   const Axes strides(image.strides().begin(), image.strides().end());
-  return aten::empty_strided(shape, strides, type, image.device());
+  return aten::empty_strided(shape, strides, type, image);
 }
 
 inline Tensor images(const Tensor& t, int64_t first, int64_t count) {
+  if (count == t.size(0)) return t;
   Tensor whole = t;
   return torch::stable::narrow(whole, 0, first, count);
 }
+
+// A kernel of one tap sees every stride-th pixel, a view. To read those alone is less work, and oneDNN (PyTorch
+// 2.13) overruns its memory on such strided kernels over few channels_last channels.
+inline bool skips_pixels(const Tensor& weight, const Convolution& conv) {
+  bool strided = false;
+  for (size_t axis = 0; axis < conv.stride.size(); ++axis) {
+    const bool known = axis < conv.padding.size() && static_cast<int64_t>(axis) + 2 < weight.dim();
+    if (!known || conv.padding[axis] != 0 || weight.size(axis + 2) != 1 || conv.stride[axis] < 1) return false;
+    strided = strided || conv.stride[axis] > 1;
+  }
+  return strided;
+}
+
+inline Tensor seen_pixels(Tensor t, const Axes& stride) {
+  for (size_t axis = 0; axis < stride.size() && static_cast<int64_t>(axis) + 2 < t.dim(); ++axis) {
+    if (stride[axis] > 1) t = aten::every(t, axis + 2, stride[axis]);
+  }
+  return t;
+}
+
+struct Call {
+  Tensor seen;
+  Convolution conv;
+  Axes skipped;  // the strides by which `seen` is thinner than the input; empty if it is not
+
+  Call(const Tensor& input, const Tensor& weight, const Convolution& given) : seen(input), conv(given) {
+    if (!skips_pixels(weight, given)) return;
+    skipped = given.stride;
+    seen = seen_pixels(input, skipped);
+    conv.stride.assign(skipped.size(), 1);
+  }
+};
 
 // How channels lie in memory. A linear layer's [N, C] counts as channels_last: one pixel, channels innermost.
 inline bool is_channels_last(const Tensor& t) { return t.dim() == 2 || (!t.is_contiguous() && t.stride(1) == 1); }
@@ -90,9 +134,15 @@ inline MemoryFormat format_of(bool channels_last, int64_t rank) {
   return rank == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
 }
 
+inline Tensor as_type(const Tensor& t, ScalarType type) {
+  return t.scalar_type() == type ? t : torch::stable::to(t, type);
+}
+
 inline Tensor in_layout(const Tensor& t, bool channels_last, ScalarType type) {
-  const Tensor typed = t.scalar_type() == type ? t : torch::stable::to(t, type);
-  return torch::stable::contiguous(typed, format_of(channels_last, t.dim()));
+  const MemoryFormat format = format_of(channels_last, t.dim());
+  const Tensor typed = as_type(t, type);
+  if (format == MemoryFormat::Contiguous && typed.is_contiguous()) return typed;
+  return torch::stable::contiguous(typed, format);
 }
 
 inline bool same_strides(const Tensor& a, const Tensor& b) {
@@ -109,7 +159,7 @@ inline Tensor dense(const Tensor& t) {
 inline void copy(const Tensor& from, Tensor to) { torch::stable::copy_(to, from); }
 
 inline Tensor convolve(const Tensor& x, const Tensor& w, const Convolution& conv) {
-  if (conv.is_linear()) return torch::stable::matmul(x, torch::stable::transpose(w, 0, 1));
+  if (conv.is_linear()) return aten::linear(x, w);
   return aten::convolution(x, w, conv.stride, conv.padding, conv.dilation, conv.groups);
 }
 
@@ -119,8 +169,8 @@ inline std::pair<Tensor, Tensor> convolve_backward(const Tensor& e, const Tensor
     return aten::convolution_backward(e, x, w, conv.stride, conv.padding, conv.dilation, conv.groups, needs.input,
                                       needs.weight);
   }
-  return {needs.input ? torch::stable::matmul(e, w) : Tensor(),
-          needs.weight ? torch::stable::matmul(torch::stable::transpose(e, 0, 1), x) : Tensor()};
+  return {needs.input ? aten::mm(e, w) : Tensor(),
+          needs.weight ? aten::mm(torch::stable::transpose(e, 0, 1), x) : Tensor()};
 }
 
 // Calls visit(first image, images) for each chunk of `step` images.
@@ -147,9 +197,9 @@ struct Operands {
       : geo(make_geometry(input, w, convolution.stride, convolution.padding, convolution.dilation, convolution.groups)),
         conv(convolution),
         delta(static_cast<T>(d)),
-        weight(torch::stable::to(w, kType<T>)),
+        weight(as_type(w, kType<T>)),
         bias(b ? in_layout(*b, false, kType<T>) : zeros({w.size(0)}, kType<T>, input)),
-        alpha(torch::stable::to(a, kType<T>)) {
+        alpha(as_type(a, kType<T>)) {
     if (b) check_shape("bias", *b, {w.size(0)});
     check_shape("alpha", a, {});
   }
@@ -160,15 +210,14 @@ template <class T>
 Tensor empty_result(const Tensor& x, const Operands<T>& operands, bool channels_last) {
   Geometry geo = operands.geo;
   geo.batch = x.size(0);
-  const Axes shape = output_shape(geo, operands.weight.size(0), operands.conv.stride.size());
-  return torch::stable::empty(shape, kType<T>, std::nullopt, x.device(), std::nullopt,
-                              format_of(channels_last, x.dim()));
+  return empty(output_shape(geo, operands.weight.size(0), operands.conv.stride.size()), kType<T>, x, channels_last);
 }
 
 // Finishes a convolution: r, and y and z from u.
 template <class Device, class T>
 void divide(const Layout& layout, const Tensor& x, T delta, T* r, ForwardEpilogue<T> epilogue) {
   const Geometry& geo = layout.geo;
+  if (Device::template divide_pixels<T>(layout, data<T>(x), delta, r, epilogue)) return;
   const Tensor plane = empty({geo.batch, geo.groups, geo.in_pixels()}, kType<T>, x);
   const Tensor inverse = empty({geo.batch, geo.groups, geo.out_pixels()}, kType<T>, x);
   Device::template sum_of_squares<T>(layout, data<T>(x), mutable_data<T>(plane));
@@ -178,21 +227,21 @@ void divide(const Layout& layout, const Tensor& x, T delta, T* r, ForwardEpilogu
 }
 
 template <class Device, class T>
-std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Operands<T>& operands, bool relu, bool save) {
+std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Operands<T>& operands,
+                                              bool wants_channels_last, bool relu, bool save) {
   const auto& [geo, conv, delta, weight, bias, alpha] = operands;
   const ScalarType type = input.scalar_type();
   const bool narrow = type != kType<T>;
   const Tensor norm = empty(output_shape(geo, geo.groups, conv.stride.size()), kType<T>, input);
   Tensor y, z = empty({0}, type, input);
   if (geo.batch == 0) {  // ATen knows the shape and format of an empty result
-    y = torch::stable::to(convolve(torch::stable::to(input, kType<T>), weight, conv), type);
+    y = as_type(convolve(as_type(input, kType<T>), weight, conv), type);
     return {y, save ? torch::stable::empty_like(y) : z, norm};
   }
-  const bool wants_channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
   const std::optional<Tensor> packed = Device::template pack<T>({geo, wants_channels_last}, weight, bias);
   const int64_t step = packed && !narrow ? geo.batch : Device::images_per_chunk(geo, sizeof(T));
   for_each_chunk(geo, step, [&](int64_t first, int64_t count) {
-    const Tensor x = torch::stable::to(images(input, first, count), kType<T>);
+    const Tensor x = in_layout(images(input, first, count), wants_channels_last, kType<T>);  // once, not in ATen as well
     const Tensor u = packed ? empty_result(x, operands, wants_channels_last) : convolve(x, weight, conv);
     const Layout layout = layout_of(geo, count, packed ? wants_channels_last : is_channels_last(u));
     if (first == 0) {
@@ -260,21 +309,20 @@ class Backward {
 
   // d weight and, where it comes with it, d alpha = <weight, d weight / alpha>: in the weight's type and strides.
   Tensor weight_gradient(ScalarType type) {
-    Tensor dw = torch::stable::empty_like(operands_.weight);
-    if (!weight_sum_) return torch::stable::to(torch::stable::zero_(dw), type);
-    if (same_strides(*weight_sum_, dw)) {
-      dw = *weight_sum_;
-    } else {
-      copy(*weight_sum_, dw);
-    }
+    const Tensor& weight = operands_.weight;
+    const bool fits = weight_sum_ && same_strides(*weight_sum_, weight);  // dense then, as every result of ATen's
+    Tensor dw = fits ? *weight_sum_ : torch::stable::empty_like(weight);
+    if (!weight_sum_) return as_type(torch::stable::zero_(dw), type);
+    if (!fits) copy(*weight_sum_, dw);
     T* gradient = mutable_data<T>(dw);
-    Device::template add_dot<T>(data<T>(dense(operands_.weight)), gradient, dw.numel(), mutable_data<double>(alpha_sum_));
+    Device::template add_dot<T>(data<T>(fits ? weight : dense(weight)), gradient, dw.numel(),
+                                mutable_data<double>(alpha_sum_));
     Device::template scale<T>(data<T>(operands_.alpha), dw.numel(), gradient);
-    return torch::stable::to(dw, type);
+    return as_type(dw, type);
   }
 
-  Tensor alpha_gradient(ScalarType type) const { return torch::stable::to(alpha_sum_, type); }
-  Tensor bias_gradient(ScalarType type) const { return torch::stable::to(bias_sum_, type); }
+  Tensor alpha_gradient(ScalarType type) const { return as_type(alpha_sum_, type); }
+  Tensor bias_gradient(ScalarType type) const { return as_type(bias_sum_, type); }
 
  private:
   void finish_input(const Layout& layout, const Tensor& conv_grad, const Tensor& x, const Tensor& moment,
@@ -283,8 +331,11 @@ class Backward {
     const T* alpha = data<T>(operands_.alpha);
     T* q = mutable_data<T>(moment);
     Device::template norm_gradients<T>(data<T>(r), operands_.delta, moment_from_y_ ? nullptr : alpha, moment.numel(), q);
-    const Tensor box = empty({geo.batch, geo.groups, geo.in_pixels()}, kType<T>, x);
-    Device::template transposed_box<T>(layout, q, mutable_data<T>(box));
+    Tensor box = moment;
+    if (!patches_are_pixels(geo)) {
+      box = empty({geo.batch, geo.groups, geo.in_pixels()}, kType<T>, x);
+      Device::template transposed_box<T>(layout, q, mutable_data<T>(box));
+    }
     Device::template input_epilogue<T>(layout,
                                        {data<T>(conv_grad), data<T>(x), data<T>(box), alpha, mutable_data<T>(dx)});
   }
@@ -300,7 +351,8 @@ template <class Device, class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                                        const Tensor& alpha, const std::optional<Tensor>& output,
                                                        const std::optional<Tensor>& quotient, const Tensor& norm,
-                                                       const Operands<T>& operands, const Needs& needs) {
+                                                       const Operands<T>& operands, const Tensor& whole,
+                                                       const Axes& skipped, const Needs& needs) {
   const ScalarType type = input.scalar_type();
   const bool narrow = type != kType<T>;
   const bool moment_from_y = needs.moment() && !quotient;
@@ -314,11 +366,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
   check_shape("norm", norm, output_shape(operands.geo, operands.geo.groups, rank));
   STD_TORCH_CHECK(norm.scalar_type() == kType<T>, "norm must be of the dtype that the forward gave it");
 
-  const bool channels_last = rank == 0 || suggests_channels_last(input) || suggests_channels_last(weight);
+  const bool channels_last = rank == 0 || suggests_channels_last(whole) || suggests_channels_last(weight);
+  const bool apart = needs.input && (narrow || !skipped.empty());  // dx is computed, then copied to its place
   const auto none = [&] { return empty({0}, type, input); };
-  const Tensor dx = needs.input ? torch::stable::empty(shape_of(input), type, std::nullopt, input.device(), std::nullopt,
-                                                       format_of(channels_last, input.dim()))
-                                : none();
+  const Tensor dx = needs.input ? empty(shape_of(whole), type, input, channels_last) : none();
   Backward<Device, T> backward(input, operands, channels_last, moment_from_y, needs);
   for_each_chunk(operands.geo, Device::images_per_chunk(operands.geo, sizeof(T)), [&](int64_t first, int64_t count) {
     const auto part = [&](const Tensor& t) { return in_layout(images(t, first, count), channels_last, kType<T>); };
@@ -326,11 +377,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
       return t && wanted ? std::optional(part(*t)) : std::nullopt;
     };
     const Tensor x = part(input);
-    const Tensor dx_part = needs.input ? images(dx, first, count) : dx;
-    const Tensor dx_wide = needs.input && narrow ? torch::stable::empty_like(x) : dx_part;
+    Tensor dx_part = needs.input ? images(dx, first, count) : dx;
+    const Tensor dx_wide = apart ? torch::stable::empty_like(x) : dx_part;
     backward.chunk(part(grad), x, optional_part(output, true), optional_part(quotient, needs.moment()),
                    images(norm, first, count), dx_wide);
-    if (needs.input && narrow) copy(dx_wide, dx_part);
+    if (apart && !skipped.empty()) torch::stable::zero_(dx_part);
+    if (apart) copy(dx_wide, seen_pixels(dx_part, skipped));
   });
   const Tensor dw = needs.weight ? backward.weight_gradient(weight.scalar_type()) : none();
   return {dx, dw, needs.alpha ? backward.alpha_gradient(alpha.scalar_type()) : none(),
@@ -342,8 +394,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
                                            const std::optional<Tensor>& bias, const Tensor& alpha,
                                            const Convolution& conv, double delta, bool relu, bool save_quotient) {
   const aten::NoGrad guard;
+  const Call call(input, weight, conv);
+  const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
   const auto run = [&]<class T>(T) {
-    return forward_as<Device, T>(input, Operands<T>(input, weight, bias, alpha, conv, delta), relu, save_quotient);
+    return forward_as<Device, T>(call.seen, Operands<T>(call.seen, weight, bias, alpha, call.conv, delta), channels_last,
+                                 relu, save_quotient);
   };
   return input.scalar_type() == ScalarType::Double ? run(double()) : run(float());
 }
@@ -358,9 +413,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
   const aten::NoGrad guard;
   STD_TORCH_CHECK(output_mask.size() == 4, "output_mask must have 4 entries: input, weight, alpha, bias");
   const Needs needs{output_mask[0], output_mask[1], output_mask[2], output_mask[3]};
+  const Call call(input, weight, conv);
   const auto run = [&]<class T>(T) {
-    return backward_as<Device, T>(grad, input, weight, alpha, output, quotient, norm,
-                                  Operands<T>(input, weight, bias, alpha, conv, delta), needs);
+    return backward_as<Device, T>(grad, call.seen, weight, alpha, output, quotient, norm,
+                                  Operands<T>(call.seen, weight, bias, alpha, call.conv, delta), input, call.skipped,
+                                  needs);
   };
   return input.scalar_type() == ScalarType::Double ? run(double()) : run(float());
 }

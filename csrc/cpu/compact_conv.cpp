@@ -68,6 +68,15 @@ struct Device {
              [&](Range range) { passes<T>().forward_epilogue(layout, args, range); });
   }
 
+  // All of the above in one pass, where a call allows it: whether it did.
+  template <class T>
+  static bool divide_pixels(const Layout& layout, const T* x, T delta, T* r, const ForwardEpilogue<T>& args) {
+    if (!layout.channels_last || !patches_are_pixels(layout.geo)) return false;
+    parallel(layout.geo.batch * layout.geo.out_pixels(), layout.inputs() + layout.outputs(),
+             [&](Range range) { passes<T>().divide_pixels(layout, x, delta, r, args, range); });
+    return true;
+  }
+
   template <class T>
   static void backward_prologue(const Layout& layout, const BackwardPrologue<T>& args) {
     const int64_t tasks = Prologue{layout}.tasks();

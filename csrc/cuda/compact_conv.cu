@@ -246,6 +246,8 @@ struct Device {
   static std::optional<Tensor> pack(const Layout&, const Tensor&, const Tensor&) { return std::nullopt; }
   template <class T>
   static void direct(const Layout&, const T*, const T*, T, T*, const ForwardEpilogue<T>&) {}
+  template <class T>
+  static bool divide_pixels(const Layout&, const T*, T, T*, const ForwardEpilogue<T>&) { return false; }
 
   static int64_t images_per_chunk(const Geometry& geo, size_t) { return std::max<int64_t>(1, geo.batch); }
 
