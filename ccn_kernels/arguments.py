@@ -59,11 +59,12 @@ def resolve(
     input, leading = _batched(rank, input)
     groups = _integer("groups", groups)
     _check_channels(input, weight, bias, groups)
-    stride = _axes("stride", stride, rank, least=1)
-    dilation = _axes("dilation", dilation, rank, least=1)
-    if isinstance(padding, str):
-        input, padding = _named_padding(padding, input, weight, stride, dilation)
-    padding = _axes("padding", padding, rank, least=0)
+    if rank:
+        stride = _axes("stride", stride, rank, least=1)
+        dilation = _axes("dilation", dilation, rank, least=1)
+        if isinstance(padding, str):
+            input, padding = _named_padding(padding, input, weight, stride, dilation)
+        padding = _axes("padding", padding, rank, least=0)
     spec = ConvSpec(stride, padding, dilation, groups, float(delta), activation == "relu")
     _check_extents(input, weight, spec)
     return Call(input, weight, bias, alpha, spec, leading)
@@ -177,8 +178,8 @@ def _integer(name: str, value: Any) -> int:
 
 
 def _axes(name: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
-    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * rank
-    axes = tuple(_integer(name, v) for v in values)
+    several = isinstance(value, (tuple, list)) or (isinstance(value, Sequence) and not isinstance(value, str))
+    axes = tuple([_integer(name, v) for v in (value if several else [value] * rank)])
     if len(axes) == 1:
         axes *= rank
     if len(axes) != rank:

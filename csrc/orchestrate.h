@@ -45,20 +45,7 @@ T* data_or_null(const std::optional<Tensor>& t) { return t ? mutable_data<T>(*t)
 
 inline Axes shape_of(const Tensor& t) { return Axes(t.sizes().begin(), t.sizes().end()); }
 
-inline Tensor empty(const Axes& shape, ScalarType type, const Tensor& like, bool channels_last = false) {
-  const bool last = channels_last && shape.size() >= 4;
-  Axes strides(shape.size());
-  int64_t step = 1;
-  const auto outward = [&](size_t axis) {
-    strides[axis] = step;
-    step *= std::max<int64_t>(1, shape[axis]);
-  };
-  if (last) outward(1);
-  for (size_t axis = shape.size(); axis-- > 0;) {
-    if (!last || axis != 1) outward(axis);
-  }
-  return aten::empty_strided(shape, strides, type, like);
-}
+inline Tensor empty(const Axes& shape, ScalarType type, const Tensor& like) { return aten::empty(shape, type, like); }
 
 inline Tensor zeros(const Axes& shape, ScalarType type, const Tensor& like) {
   Tensor t = empty(shape, type, like);
@@ -69,8 +56,9 @@ inline Tensor zeros(const Axes& shape, ScalarType type, const Tensor& like) {
 inline Tensor empty_images(const Tensor& image, int64_t batch, ScalarType type) {
   Axes shape = shape_of(image);
   shape[0] = batch;
+  if (image.is_contiguous()) return empty(shape, type, image);
   const Axes strides(image.strides().begin(), image.strides().end());
-  return aten::empty_strided(shape, strides, type, image);
+  return aten::empty_strided(shape, strides, type, image.device());
 }
 
 inline Tensor images(const Tensor& t, int64_t first, int64_t count) {
@@ -136,6 +124,12 @@ inline MemoryFormat format_of(bool channels_last, int64_t rank) {
 
 inline Tensor as_type(const Tensor& t, ScalarType type) {
   return t.scalar_type() == type ? t : torch::stable::to(t, type);
+}
+
+inline Tensor empty(const Axes& shape, ScalarType type, const Tensor& like, bool channels_last) {
+  const MemoryFormat format = format_of(channels_last, static_cast<int64_t>(shape.size()));
+  if (format == MemoryFormat::Contiguous) return empty(shape, type, like);
+  return torch::stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, format);
 }
 
 inline Tensor in_layout(const Tensor& t, bool channels_last, ScalarType type) {

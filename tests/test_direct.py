@@ -29,6 +29,11 @@ LAYERS = {
     "depthwise, wide": {"channels": (48, 48), "groups": 48, "size": (3, 150), "kernel": (2, 7), "padding": (0, 3)},
     "depthwise, rows apart": {"channels": (16, 16), "groups": 16, "size": (11, 5), "padding": 1, "stride": (2, 1)},
     "one dimension, depthwise": {"rank": 1, "channels": (16, 16), "groups": 16, "size": 40, "padding": 1},
+    "linear": {"rank": 0, "channels": (20, 10), "batch": 130},
+    "linear, one output": {"rank": 0, "channels": (33, 1), "batch": 5},
+    "linear, one image": {"rank": 0, "channels": (20, 16), "batch": 1},
+    "one pixel": {"channels": (20, 10), "size": 1, "kernel": 1, "batch": 40},
+    "one column": {"channels": (20, 10), "size": (7, 1), "kernel": 1},
     "one dimension": {"rank": 1, "channels": (8, 16), "size": 160, "kernel": 5, "padding": 2},
 }
 
@@ -38,7 +43,7 @@ LAYERS = {
 @pytest.mark.parametrize("layer", LAYERS)
 def test_results_are_those_of_the_oracle(layer, formats, dtype):
     settings = {"rank": 2, "batch": 3, **LAYERS[layer]}
-    if settings["rank"] == 1 and formats == "channels_last":
+    if settings["rank"] < 2 and formats == "channels_last":
         formats = "contiguous"
     problem = problems.make(**settings, dtype=dtype, formats=FORMATS[formats])
     problems.assert_accurate(problem, problem.run("cpu"))
@@ -83,6 +88,13 @@ def test_the_same_bits_whatever_the_threads_and_the_batch(formats):
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(whole[1:2], alone)
+
+
+def test_a_linear_layer_gives_the_same_bits_whatever_the_batch():
+    problem = problems.make(0, (200, 10), batch=700)
+    whole = problems.PUBLIC[0](*problem.operands, backend="cpu")
+    alone = problems.PUBLIC[0](problem.input[300:301], *problem.operands[1:], backend="cpu")
+    assert torch.equal(whole[300:301], alone)
 
 
 @pytest.mark.parametrize("dilation", [400, 20_000])

@@ -85,8 +85,9 @@ select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _fastest(device: str, dtype: torch.dtype, rank: int) -> str:
     request = Request(device, dtype, rank)
-    for name in reversed(NAMES):  # as `explain`, but the slower ones are not asked
-        reason = rejection(name, request) or BY_NAME_ONLY.get(name)
+    for backend in PREFERENCE:  # as `explain`, but the slower ones are not asked
+        name = backend.NAME
+        reason = backend.unavailable() or backend.unsupported(request) or BY_NAME_ONLY.get(name)
         if reason is None:
             return name
         logger.debug("backend %s rejected: %s", name, reason)
