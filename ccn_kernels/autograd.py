@@ -31,7 +31,7 @@ def _apply(function: type[Function], *args: Any) -> Any:
     """``function.apply``, which binds its arguments to a signature first: as long as a small layer takes."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*args)
-    return super(Function, function).apply(*unwrap_dead_wrappers(args))
+    return super(Function, function).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
 def _differentiates() -> bool:

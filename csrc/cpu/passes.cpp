@@ -98,8 +98,8 @@ void patch_norm(const Layout& layout, const T* plane, T delta, T* r, T* inverse_
 
 // One pixel's outputs of a group, which begin at `at`; the first of them has the bias `bias`.
 template <class T, bool kRelu, bool kSave>
-inline void epilogue_pixel(const ForwardEpilogue<T>& args, T inverse, int64_t at, const T* bias, int64_t channels) {
-  const T alpha = *args.alpha;
+inline void epilogue_pixel(const ForwardEpilogue<T>& args, T alpha, T inverse, int64_t at, const T* bias,
+                           int64_t channels) {
   const T* u = args.u + at;
   T* y = args.y + at;
   T* z = kSave ? args.z + at : nullptr;
@@ -116,12 +116,13 @@ template <class T, bool kRelu, bool kSave>
 void epilogue_pixels(const Layout& layout, const ForwardEpilogue<T>& args, Range tasks) {
   const Geometry& geo = layout.geo;
   const int64_t pixels = geo.out_pixels(), channels = geo.out_channels, groups = geo.groups;
+  const T alpha = *args.alpha;
   for_each_plane(tasks, pixels, [&](int64_t n, int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       for (int64_t g = 0; g < groups; ++g) {
         const T inverse = args.inverse_divisor[(n * groups + g) * pixels + p];
         const int64_t at = ((n * pixels + p) * groups + g) * channels;
-        epilogue_pixel<T, kRelu, kSave>(args, inverse, at, args.bias + g * channels, channels);
+        epilogue_pixel<T, kRelu, kSave>(args, alpha, inverse, at, args.bias + g * channels, channels);
       }
     }
   });
@@ -131,13 +132,14 @@ template <class T, bool kRelu, bool kSave>
 void divide_pixels(const Layout& layout, const T* x, T delta, T* r, const ForwardEpilogue<T>& args, Range tasks) {
   const Geometry& geo = layout.geo;
   const int64_t pixels = geo.out_pixels(), groups = geo.groups;
+  const T alpha = *args.alpha;
   for_each_plane(tasks, pixels, [&](int64_t n, int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t patch = (n * pixels + p) * groups + g;
         const T norm = std::sqrt(sum_of_squares(x + patch * geo.in_channels, geo.in_channels));
         r[(n * groups + g) * pixels + p] = norm;
-        epilogue_pixel<T, kRelu, kSave>(args, reciprocal_divisor(norm, delta), patch * geo.out_channels,
+        epilogue_pixel<T, kRelu, kSave>(args, alpha, reciprocal_divisor(norm, delta), patch * geo.out_channels,
                                         args.bias + g * geo.out_channels, geo.out_channels);
       }
     }
