@@ -10,13 +10,15 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
 from . import ops, reference
-from .spec import ConvSpec, without_autocast
+from .spec import ConvSpec, seen_pixels, without_autocast
 
 
 def compact_conv(
     input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, spec: ConvSpec, backend: str
 ) -> Tensor:
     """A compact convolution by a backend with kernels; arguments are checked already."""
+    if backend == "triton":  # the compiled backends skip pixels themselves
+        input, spec = seen_pixels(input, tuple(weight.shape[2:]), spec)
     if not _differentiates():
         with without_autocast(input.device.type):
             return ops.compact_conv(input, weight, bias, alpha, spec, False, backend)[0]

@@ -9,7 +9,6 @@ from torch import Tensor
 from . import autograd, backends, reference
 from .arguments import Call, resolve
 from .losses import l2_softmax_loss
-from .spec import seen_pixels
 
 __all__ = ["compact_conv1d", "compact_conv2d", "compact_conv3d", "compact_linear", "l2_softmax_loss"]
 
@@ -121,6 +120,4 @@ def _run(call: Call, backend: str | None) -> Tensor:
     name = backends.select(backend, input.device.type, input.dtype, spec.rank)
     if name == "reference":
         return reference.run(call)
-    if name == "triton":  # the compiled backends skip pixels themselves
-        input, spec = seen_pixels(input, tuple(weight.shape[2:]), spec)
     return call.restore(autograd.compact_conv(input, weight, bias, alpha, spec, name))
