@@ -59,14 +59,14 @@ def resolve(
     input, leading = _batched(rank, input)
     groups = _integer("groups", groups)
     _check_channels(input, weight, bias, groups)
-    stride = _axes("stride", stride, rank, least=1)
-    dilation = _axes("dilation", dilation, rank, least=1)
-    if isinstance(padding, str):
-        input, padding = _named_padding(padding, input, weight, stride, dilation)
-    padding = _axes("padding", padding, rank, least=0)
+    if rank:
+        stride = _axes("stride", stride, rank, least=1)
+        dilation = _axes("dilation", dilation, rank, least=1)
+        if isinstance(padding, str):
+            input, padding = _named_padding(padding, input, weight, stride, dilation)
+        padding = _axes("padding", padding, rank, least=0)
     spec = ConvSpec(stride, padding, dilation, groups, float(delta), activation == "relu")
     _check_extents(input, weight, spec)
-    input, spec = _subsample(input, weight, spec)
     return Call(input, weight, bias, alpha, spec, leading)
 
 
@@ -178,8 +178,8 @@ def _integer(name: str, value: Any) -> int:
 
 
 def _axes(name: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
-    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * rank
-    axes = tuple(_integer(name, v) for v in values)
+    several = isinstance(value, (tuple, list)) or (isinstance(value, Sequence) and not isinstance(value, str))
+    axes = tuple([_integer(name, v) for v in (value if several else [value] * rank)])
     if len(axes) == 1:
         axes *= rank
     if len(axes) != rank:
@@ -205,18 +205,6 @@ def _named_padding(
         far = [amount for total in reversed(totals) for amount in (0, total % 2)]
         input = F.pad(input, far)
     return input, tuple(total // 2 for total in totals)
-
-
-def _subsample(input: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, ConvSpec]:
-    """A strided kernel of one tap reads every stride-th pixel alone: it gets those, and stride 1.
-
-    That is less work, and oneDNN (in PyTorch 2.13) overruns its memory on such kernels over few channels_last channels.
-    """
-    ones = (1,) * spec.rank
-    if spec.stride == ones or any(spec.padding) or any(tap != 1 for tap in weight.shape[2:]):
-        return input, spec
-    seen = input[(slice(None), slice(None), *(slice(None, None, step) for step in spec.stride))]
-    return seen, spec._replace(stride=ones)
 
 
 def _check_extents(input: Tensor, weight: Tensor, spec: ConvSpec) -> None:

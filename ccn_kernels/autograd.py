@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
 from . import ops, reference
-from .spec import ConvSpec, without_autocast
+from .spec import ConvSpec, seen_pixels, without_autocast
 
 
 def compact_conv(
     input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, spec: ConvSpec, backend: str
 ) -> Tensor:
     """A compact convolution by a backend with kernels; arguments are checked already."""
+    if backend == "triton":  # the compiled backends skip pixels themselves
+        input, spec = seen_pixels(input, tuple(weight.shape[2:]), spec)
     if not _differentiates():
         with without_autocast(input.device.type):
             return ops.compact_conv(input, weight, bias, alpha, spec, False, backend)[0]
@@ -21,7 +26,14 @@ def compact_conv(
         input.requires_grad, weight.requires_grad, alpha.requires_grad, spec
     )
     with without_autocast(input.device.type):
-        return CompactConvFunction.apply(input, weight, bias, alpha, spec, save_quotient, backend)[0]
+        return _apply(CompactConvFunction, input, weight, bias, alpha, spec, save_quotient, backend)[0]
+
+
+def _apply(function: type[Function], *args: Any) -> Any:
+    """``function.apply``, which binds its arguments to a signature first: as long as a small layer takes."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(Function, function).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
 def _differentiates() -> bool:

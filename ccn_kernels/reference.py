@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .arguments import Call, resolve
-from .spec import ConvSpec, norm_dtype, without_autocast
+from .spec import ConvSpec, norm_dtype, seen_pixels, without_autocast
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -31,6 +31,7 @@ def patch_norm(input: Tensor, kernel_size: tuple[int, ...], spec: ConvSpec) -> T
     Returns:
         [N, groups, *out], at least fp32. Its gradient is 0 where the patch is all zeros.
     """
+    input, spec = seen_pixels(input, kernel_size, spec)
     batch, channels = input.shape[:2]
     wide = input.to(norm_dtype(input.dtype))
     squares = wide.reshape(batch, spec.groups, channels // spec.groups, *input.shape[2:]).square().sum(2)
@@ -44,6 +45,7 @@ def patch_norm(input: Tensor, kernel_size: tuple[int, ...], spec: ConvSpec) -> T
 
 def compact_conv(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float, spec: ConvSpec) -> Tensor:
     """Equation 4 of the paper for one ``ConvSpec``: input [N, C, *spatial] to output [N, O, *out]."""
+    input, spec = seen_pixels(input, tuple(weight.shape[2:]), spec)
     norm = patch_norm(input, tuple(weight.shape[2:]), spec)
     # fp16 products overflow where the quotient would not
     compute = torch.float32 if input.dtype == torch.float16 else input.dtype

@@ -48,6 +48,18 @@ def output_size(spec: ConvSpec, input: Tensor, weight: Tensor) -> list[int]:
     return sizes
 
 
+def seen_pixels(input: Tensor, kernel_size: tuple[int, ...], spec: ConvSpec) -> tuple[Tensor, ConvSpec]:
+    """A strided kernel of one tap reads every stride-th pixel alone: it gets those, and stride 1.
+
+    That is less work, and oneDNN (in PyTorch 2.13) overruns its memory on such kernels over few channels_last channels.
+    """
+    ones = (1,) * spec.rank
+    if spec.stride == ones or any(spec.padding) or any(tap != 1 for tap in kernel_size):
+        return input, spec
+    seen = input[(slice(None), slice(None), *(slice(None, None, step) for step in spec.stride))]
+    return seen, spec._replace(stride=ones)
+
+
 def norm_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which patch norms are accumulated and kept."""
     return torch.float64 if dtype == torch.float64 else torch.float32

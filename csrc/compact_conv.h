@@ -39,6 +39,14 @@ struct Range {
 
 CCN_HOST_DEVICE inline int64_t ceil_div(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
 
+// Whether every patch is a pixel of its own, so that box sums have nothing to do.
+CCN_HOST_DEVICE inline bool patches_are_pixels(const Geometry& geo) {
+  for (int axis = 0; axis < kAxes; ++axis) {
+    if (geo.kernel[axis] != 1 || geo.stride[axis] != 1 || geo.padding[axis] != 0) return false;
+  }
+  return true;
+}
+
 // The input coordinate that tap `tap` of output coordinate `o` reads; outside [0, in) it is padding.
 CCN_HOST_DEVICE inline int64_t input_coordinate(const Geometry& geo, int axis, int64_t o, int64_t tap) {
   return o * geo.stride[axis] + tap * geo.dilation[axis] - geo.padding[axis];

@@ -45,9 +45,7 @@ T* data_or_null(const std::optional<Tensor>& t) { return t ? mutable_data<T>(*t)
 
 inline Axes shape_of(const Tensor& t) { return Axes(t.sizes().begin(), t.sizes().end()); }
 
-inline Tensor empty(const Axes& shape, ScalarType type, const Tensor& like) {
-  return torch::stable::empty(shape, type, std::nullopt, like.device());
-}
+inline Tensor empty(const Axes& shape, ScalarType type, const Tensor& like) { return aten::empty(shape, type, like); }
 
 inline Tensor zeros(const Axes& shape, ScalarType type, const Tensor& like) {
   Tensor t = empty(shape, type, like);
@@ -58,14 +56,48 @@ inline Tensor zeros(const Axes& shape, ScalarType type, const Tensor& like) {
 inline Tensor empty_images(const Tensor& image, int64_t batch, ScalarType type) {
   Axes shape = shape_of(image);
   shape[0] = batch;
+  if (image.is_contiguous()) return empty(shape, type, image);
   const Axes strides(image.strides().begin(), image.strides().end());
   return aten::empty_strided(shape, strides, type, image.device());
 }
 
 inline Tensor images(const Tensor& t, int64_t first, int64_t count) {
+  if (count == t.size(0)) return t;
   Tensor whole = t;
   return torch::stable::narrow(whole, 0, first, count);
 }
+
+// A kernel of one tap sees every stride-th pixel, a view. To read those alone is less work, and oneDNN (PyTorch
+// 2.13) overruns its memory on such strided kernels over few channels_last channels.
+inline bool skips_pixels(const Tensor& weight, const Convolution& conv) {
+  bool strided = false;
+  for (size_t axis = 0; axis < conv.stride.size(); ++axis) {
+    const bool known = axis < conv.padding.size() && static_cast<int64_t>(axis) + 2 < weight.dim();
+    if (!known || conv.padding[axis] != 0 || weight.size(axis + 2) != 1 || conv.stride[axis] < 1) return false;
+    strided = strided || conv.stride[axis] > 1;
+  }
+  return strided;
+}
+
+inline Tensor seen_pixels(Tensor t, const Axes& stride) {
+  for (size_t axis = 0; axis < stride.size() && static_cast<int64_t>(axis) + 2 < t.dim(); ++axis) {
+    if (stride[axis] > 1) t = aten::every(t, axis + 2, stride[axis]);
+  }
+  return t;
+}
+
+struct Call {
+  Tensor seen;
+  Convolution conv;
+  Axes skipped;  // the strides by which `seen` is thinner than the input; empty if it is not
+
+  Call(const Tensor& input, const Tensor& weight, const Convolution& given) : seen(input), conv(given) {
+    if (!skips_pixels(weight, given)) return;
+    skipped = given.stride;
+    seen = seen_pixels(input, skipped);
+    conv.stride.assign(skipped.size(), 1);
+  }
+};
 
 // How channels lie in memory. A linear layer's [N, C] counts as channels_last: one pixel, channels innermost.
 inline bool is_channels_last(const Tensor& t) { return t.dim() == 2 || (!t.is_contiguous() && t.stride(1) == 1); }
@@ -90,9 +122,21 @@ inline MemoryFormat format_of(bool channels_last, int64_t rank) {
   return rank == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
 }
 
+inline Tensor as_type(const Tensor& t, ScalarType type) {
+  return t.scalar_type() == type ? t : torch::stable::to(t, type);
+}
+
+inline Tensor empty(const Axes& shape, ScalarType type, const Tensor& like, bool channels_last) {
+  const MemoryFormat format = format_of(channels_last, static_cast<int64_t>(shape.size()));
+  if (format == MemoryFormat::Contiguous) return empty(shape, type, like);
+  return torch::stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, format);
+}
+
 inline Tensor in_layout(const Tensor& t, bool channels_last, ScalarType type) {
-  const Tensor typed = t.scalar_type() == type ? t : torch::stable::to(t, type);
-  return torch::stable::contiguous(typed, format_of(channels_last, t.dim()));
+  const MemoryFormat format = format_of(channels_last, t.dim());
+  const Tensor typed = as_type(t, type);
+  if (format == MemoryFormat::Contiguous && typed.is_contiguous()) return typed;
+  return torch::stable::contiguous(typed, format);
 }
 
 inline bool same_strides(const Tensor& a, const Tensor& b) {
@@ -109,7 +153,7 @@ inline Tensor dense(const Tensor& t) {
 inline void copy(const Tensor& from, Tensor to) { torch::stable::copy_(to, from); }
 
 inline Tensor convolve(const Tensor& x, const Tensor& w, const Convolution& conv) {
-  if (conv.is_linear()) return torch::stable::matmul(x, torch::stable::transpose(w, 0, 1));
+  if (conv.is_linear()) return aten::linear(x, w);
   return aten::convolution(x, w, conv.stride, conv.padding, conv.dilation, conv.groups);
 }
 
@@ -119,8 +163,8 @@ inline std::pair<Tensor, Tensor> convolve_backward(const Tensor& e, const Tensor
     return aten::convolution_backward(e, x, w, conv.stride, conv.padding, conv.dilation, conv.groups, needs.input,
                                       needs.weight);
   }
-  return {needs.input ? torch::stable::matmul(e, w) : Tensor(),
-          needs.weight ? torch::stable::matmul(torch::stable::transpose(e, 0, 1), x) : Tensor()};
+  return {needs.input ? aten::mm(e, w) : Tensor(),
+          needs.weight ? aten::mm(torch::stable::transpose(e, 0, 1), x) : Tensor()};
 }
 
 // Calls visit(first image, images) for each chunk of `step` images.
@@ -147,9 +191,9 @@ struct Operands {
       : geo(make_geometry(input, w, convolution.stride, convolution.padding, convolution.dilation, convolution.groups)),
         conv(convolution),
         delta(static_cast<T>(d)),
-        weight(torch::stable::to(w, kType<T>)),
+        weight(as_type(w, kType<T>)),
         bias(b ? in_layout(*b, false, kType<T>) : zeros({w.size(0)}, kType<T>, input)),
-        alpha(torch::stable::to(a, kType<T>)) {
+        alpha(as_type(a, kType<T>)) {
     if (b) check_shape("bias", *b, {w.size(0)});
     check_shape("alpha", a, {});
   }
@@ -160,9 +204,7 @@ template <class T>
 Tensor empty_result(const Operands<T>& operands, int64_t batch, bool channels_last, ScalarType type) {
   Geometry geo = operands.geo;
   geo.batch = batch;
-  const Axes shape = output_shape(geo, operands.weight.size(0), operands.conv.stride.size());
-  return torch::stable::empty(shape, type, std::nullopt, operands.weight.device(), std::nullopt,
-                              format_of(channels_last, shape.size()));
+  return empty(output_shape(geo, operands.weight.size(0), operands.conv.stride.size()), type, operands.weight, channels_last);
 }
 
 // For devices that have no convolution of their own: what they answer, and what is then never called.
@@ -181,6 +223,8 @@ struct AtenOnly {
   static std::optional<Tensor> pack(const Layout&, const Tensor&, const Tensor&) { return std::nullopt; }
   template <class T, class... Args>
   static void direct(const Args&...) {}
+  template <class T, class... Args>
+  static bool divide_pixels(const Args&...) { return false; }
   template <class T>
   static int64_t backward_at_once_tasks(const Layout&) { return 0; }
   template <class T>
@@ -208,6 +252,7 @@ void divide(const Layout& layout, const Tensor& x, const Operands<T>& operands, 
     return Device::template direct<T>(layout, data<T>(x), data<T>(*method.direct), operands.delta, r, epilogue);
   }
   const Geometry& geo = layout.geo;
+  if (Device::template divide_pixels<T>(layout, data<T>(x), operands.delta, r, epilogue)) return;
   const Tensor plane = empty({geo.batch, geo.groups, geo.in_pixels()}, kType<T>, x);
   const Tensor inverse = empty({geo.batch, geo.groups, geo.out_pixels()}, kType<T>, x);
   Device::template sum_of_squares<T>(layout, data<T>(x), mutable_data<T>(plane));
@@ -223,24 +268,24 @@ void divide(const Layout& layout, const Tensor& x, const Operands<T>& operands, 
 }
 
 template <class Device, class T>
-std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Operands<T>& operands, bool relu, bool save) {
+std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Operands<T>& operands,
+                                              bool wants_channels_last, bool relu, bool save) {
   const auto& [geo, conv, delta, weight, bias, alpha] = operands;
   const ScalarType type = input.scalar_type();
   const bool narrow = type != kType<T>;
   const Tensor norm = empty(output_shape(geo, geo.groups, conv.stride.size()), kType<T>, input);
   Tensor y, z = empty({0}, type, input);
   if (geo.batch == 0) {  // ATen knows the shape and format of an empty result
-    y = torch::stable::to(convolve(torch::stable::to(input, kType<T>), weight, conv), type);
+    y = as_type(convolve(as_type(input, kType<T>), weight, conv), type);
     return {y, save ? torch::stable::empty_like(y) : z, norm};
   }
-  const bool wants_channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
   Method<Device, T> method({geo, wants_channels_last}, operands);
   const bool channels_last = wants_channels_last || method.winograd;
   // A result of a narrower type, or another format, is computed in place and copied: the copy converts.
   const bool staged = narrow || channels_last != wants_channels_last;
   const int64_t step = method.own() && !staged ? geo.batch : Device::images_per_chunk(geo, sizeof(T));
   for_each_chunk(geo, step, [&](int64_t first, int64_t count) {
-    const Tensor x = torch::stable::to(images(input, first, count), kType<T>);
+    const Tensor x = in_layout(images(input, first, count), channels_last, kType<T>);  // once, not in ATen as well
     const Tensor u = method.own() ? empty_result(operands, count, channels_last, kType<T>) : convolve(x, weight, conv);
     const Layout layout = layout_of(geo, count, method.own() ? channels_last : is_channels_last(u));
     if (first == 0) {
@@ -333,25 +378,25 @@ class Backward {
 
   // d weight and, where it comes with it, d alpha = <weight, d weight / alpha>: in the weight's type and strides.
   Tensor weight_gradient(ScalarType type) {
-    Tensor dw = torch::stable::empty_like(operands_.weight);
-    if (!weight_sum_ && !winograd_sums_) return torch::stable::to(torch::stable::zero_(dw), type);
-    if (weight_sum_ && !(same_strides(*weight_sum_, dw) && weight_sum_->scalar_type() == kType<T>)) {
-      copy(*weight_sum_, dw);
-    } else if (weight_sum_) {
-      dw = *weight_sum_;
-    }
+    const Tensor& weight = operands_.weight;
+    const bool fits = weight_sum_ && weight_sum_->scalar_type() == kType<T> &&
+                      same_strides(*weight_sum_, weight);  // dense then, as every result of ATen's
+    Tensor dw = fits ? *weight_sum_ : torch::stable::empty_like(weight);
+    if (!weight_sum_ && !winograd_sums_) return as_type(torch::stable::zero_(dw), type);
+    if (weight_sum_ && !fits) copy(*weight_sum_, dw);
     if (winograd_sums_) {
       const Layout layout{operands_.geo, channels_last_};
       Device::template winograd_weight_gradient<T>(layout, *winograd_sums_, weight_sum_.has_value(), dw);
     }
     T* gradient = mutable_data<T>(dw);
-    Device::template add_dot<T>(data<T>(dense(operands_.weight)), gradient, dw.numel(), mutable_data<double>(alpha_sum_));
+    Device::template add_dot<T>(data<T>(fits ? weight : dense(weight)), gradient, dw.numel(),
+                                mutable_data<double>(alpha_sum_));
     Device::template scale<T>(data<T>(operands_.alpha), dw.numel(), gradient);
-    return torch::stable::to(dw, type);
+    return as_type(dw, type);
   }
 
-  Tensor alpha_gradient(ScalarType type) const { return torch::stable::to(alpha_sum_, type); }
-  Tensor bias_gradient(ScalarType type) const { return torch::stable::to(bias_sum_, type); }
+  Tensor alpha_gradient(ScalarType type) const { return as_type(alpha_sum_, type); }
+  Tensor bias_gradient(ScalarType type) const { return as_type(bias_sum_, type); }
 
  private:
   void chunk_at_once(const Layout& layout, int64_t tasks, const Tensor& grad, const Tensor& x,
@@ -386,6 +431,7 @@ class Backward {
     const T* alpha = moment_from_y_ ? nullptr : data<T>(operands_.alpha);
     T* q = mutable_data<T>(moment);
     Device::template norm_gradients<T>(data<T>(r), operands_.delta, alpha, moment.numel(), q);
+    if (patches_are_pixels(geo)) return moment;
     const Tensor box = empty({geo.batch, geo.groups, geo.in_pixels()}, kType<T>, moment);
     Device::template transposed_box<T>(layout, q, mutable_data<T>(box));
     return box;
@@ -409,7 +455,8 @@ template <class Device, class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                                        const Tensor& alpha, const std::optional<Tensor>& output,
                                                        const std::optional<Tensor>& quotient, const Tensor& norm,
-                                                       const Operands<T>& operands, const Needs& needs) {
+                                                       const Operands<T>& operands, const Tensor& whole,
+                                                       const Axes& skipped, const Needs& needs) {
   const ScalarType type = input.scalar_type();
   const bool narrow = type != kType<T>;
   const bool moment_from_y = needs.moment() && !quotient;
@@ -423,13 +470,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
   check_shape("norm", norm, output_shape(operands.geo, operands.geo.groups, rank));
   STD_TORCH_CHECK(norm.scalar_type() == kType<T>, "norm must be of the dtype that the forward gave it");
 
-  const bool wants_channels_last = rank == 0 || suggests_channels_last(input) || suggests_channels_last(weight);
+  const bool wants_channels_last = rank == 0 || suggests_channels_last(whole) || suggests_channels_last(weight);
   const bool winograd = Device::template suits_winograd<T>({operands.geo, wants_channels_last});
-  const bool channels_last = wants_channels_last || winograd, staged = narrow || channels_last != wants_channels_last;
+  const bool channels_last = wants_channels_last || winograd;
+  // dx is computed apart, then copied to its place: the copy converts.
+  const bool apart = needs.input && (narrow || channels_last != wants_channels_last || !skipped.empty());
   const auto none = [&] { return empty({0}, type, input); };
-  const Tensor dx = needs.input ? torch::stable::empty(shape_of(input), type, std::nullopt, input.device(), std::nullopt,
-                                                       format_of(wants_channels_last, input.dim()))
-                                : none();
+  const Tensor dx = needs.input ? empty(shape_of(whole), type, input, wants_channels_last) : none();
   Backward<Device, T> backward(input, operands, channels_last, moment_from_y, needs, winograd);
   const bool at_once = !narrow && Device::template backward_at_once_tasks<T>({operands.geo, channels_last});
   const int64_t step = at_once ? operands.geo.batch : Device::images_per_chunk(operands.geo, sizeof(T));
@@ -439,11 +486,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
       return t && wanted ? std::optional(part(*t)) : std::nullopt;
     };
     const Tensor x = part(input);
-    const Tensor dx_part = needs.input ? images(dx, first, count) : dx;
-    const Tensor dx_wide = needs.input && staged ? torch::stable::empty_like(x) : dx_part;
+    Tensor dx_part = needs.input ? images(dx, first, count) : dx;
+    const Tensor dx_wide = apart ? torch::stable::empty_like(x) : dx_part;
     backward.chunk(part(grad), x, optional_part(output, true), optional_part(quotient, needs.moment()),
                    images(norm, first, count), dx_wide);
-    if (needs.input && staged) copy(dx_wide, dx_part);
+    if (apart && !skipped.empty()) torch::stable::zero_(dx_part);
+    if (apart) copy(dx_wide, seen_pixels(dx_part, skipped));
   });
   const Tensor dw = needs.weight ? backward.weight_gradient(weight.scalar_type()) : none();
   return {dx, dw, needs.alpha ? backward.alpha_gradient(alpha.scalar_type()) : none(),
@@ -455,8 +503,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
                                            const std::optional<Tensor>& bias, const Tensor& alpha,
                                            const Convolution& conv, double delta, bool relu, bool save_quotient) {
   const aten::NoGrad guard;
+  const Call call(input, weight, conv);
+  const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
   const auto run = [&]<class T>(T) {
-    return forward_as<Device, T>(input, Operands<T>(input, weight, bias, alpha, conv, delta), relu, save_quotient);
+    return forward_as<Device, T>(call.seen, Operands<T>(call.seen, weight, bias, alpha, call.conv, delta), channels_last,
+                                 relu, save_quotient);
   };
   return input.scalar_type() == ScalarType::Double ? run(double()) : run(float());
 }
@@ -471,9 +522,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
   const aten::NoGrad guard;
   STD_TORCH_CHECK(output_mask.size() == 4, "output_mask must have 4 entries: input, weight, alpha, bias");
   const Needs needs{output_mask[0], output_mask[1], output_mask[2], output_mask[3]};
+  const Call call(input, weight, conv);
   const auto run = [&]<class T>(T) {
-    return backward_as<Device, T>(grad, input, weight, alpha, output, quotient, norm,
-                                  Operands<T>(input, weight, bias, alpha, conv, delta), needs);
+    return backward_as<Device, T>(grad, call.seen, weight, alpha, output, quotient, norm,
+                                  Operands<T>(call.seen, weight, bias, alpha, call.conv, delta), input, call.skipped,
+                                  needs);
   };
   return input.scalar_type() == ScalarType::Double ? run(double()) : run(float());
 }

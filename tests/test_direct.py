@@ -60,6 +60,11 @@ LAYERS = {
     },
     "depthwise, 1 x 1": {"channels": (8, 8), "groups": 8, "size": (5, 9), "kernel": 1},
     "one dimension, depthwise": {"rank": 1, "channels": (16, 16), "groups": 16, "size": 40, "padding": 1},
+    "linear": {"rank": 0, "channels": (20, 10), "batch": 130},
+    "linear, one output": {"rank": 0, "channels": (33, 1), "batch": 5},
+    "linear, one image": {"rank": 0, "channels": (20, 16), "batch": 1},
+    "one pixel": {"channels": (20, 10), "size": 1, "kernel": 1, "batch": 40},
+    "one column": {"channels": (20, 10), "size": (7, 1), "kernel": 1},
     "one dimension": {"rank": 1, "channels": (8, 16), "size": 160, "kernel": 5, "padding": 2},
 }
 
@@ -69,7 +74,7 @@ LAYERS = {
 @pytest.mark.parametrize("layer", LAYERS)
 def test_results_are_those_of_the_oracle(layer, formats, dtype):
     settings = {"rank": 2, "batch": 3, **LAYERS[layer]}
-    if settings["rank"] == 1 and formats == "channels_last":
+    if settings["rank"] < 2 and formats == "channels_last":
         formats = "contiguous"
     problem = problems.make(**settings, dtype=dtype, formats=FORMATS[formats])
     problems.assert_accurate(problem, problem.run("cpu"))
@@ -117,6 +122,18 @@ def test_the_same_bits_whatever_the_threads_and_the_batch(formats):
 
 
 MASKS = list(itertools.product([False, True], repeat=4))
+# Whether u / d is saved, for each ReLU and mask of x, W, alpha and b that can do with that.
+NEEDS = [
+    (mask, relu, saves)
+    for mask, relu, saves in itertools.product(MASKS, [False, True], [False, True])
+    if saves or not ((mask[0] and not relu) or (mask[2] and not mask[1]))
+]
+
+
+def name_of(needs):
+    mask, relu, saves = needs
+    asked = "".join(name for name, needed in zip("xwab", mask, strict=True) if needed) or "nothing"
+    return f"{asked}{', relu' if relu else ''}{', of z' if saves else ''}"
 
 
 def depthwise(channels_last, relu=False, dtype=torch.float32, **settings):
@@ -134,14 +151,10 @@ def gradients(problem, mask=(True,) * 4, saves=True):
     return dict(zip(("input", "weight", "alpha", "bias"), results, strict=True))
 
 
-@pytest.mark.parametrize("saves", [False, True], ids=["of y", "of z"])
-@pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
 @pytest.mark.parametrize("formats", FORMATS)
-@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: "".join("xwab"[i] for i in range(4) if mask[i]) or "nothing")
-def test_a_depthwise_backward_computes_what_is_needed(mask, formats, relu, saves):
-    needs_input, needs_weight, needs_alpha, _ = mask
-    if not saves and ((needs_input and not relu) or (needs_alpha and not needs_weight)):
-        pytest.skip("needs u / d")
+@pytest.mark.parametrize("needs", NEEDS, ids=name_of)
+def test_a_depthwise_backward_computes_what_is_needed(needs, formats):
+    mask, relu, saves = needs
     problem = depthwise(FORMATS[formats][0], relu, torch.float64)
     expected, parts = problem.oracle(), gradients(problem, mask, saves)
     for needed, (name, part) in zip(mask, parts.items(), strict=True):
@@ -175,6 +188,13 @@ def test_a_depthwise_backward_keeps_what_is_not_finite_where_it_is_read(formats,
         assert torch.equal(actual[name].isnan(), expected[name].isnan()), name
         torch.testing.assert_close(actual[name].double(), expected[name], equal_nan=True, rtol=1e-5, atol=1e-5)
     assert actual["bias"].isfinite().all()
+
+
+def test_a_linear_layer_gives_the_same_bits_whatever_the_batch():
+    problem = problems.make(0, (200, 10), batch=700)
+    whole = problems.PUBLIC[0](*problem.operands, backend="cpu")
+    alone = problems.PUBLIC[0](problem.input[300:301], *problem.operands[1:], backend="cpu")
+    assert torch.equal(whole[300:301], alone)
 
 
 @pytest.mark.parametrize("dilation", [400, 20_000])

@@ -250,6 +250,33 @@ def test_results_do_not_depend_on_the_grad_mode(backend):
         assert not y.requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("formats", [(False, False), (True, True)], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stride": 2, "relu": True},
+        {"stride": (3, 1), "groups": 2},
+        {"stride": 9},
+        {"stride": 2, "size": (1, 7)},
+        {"rank": 1, "stride": 2},
+        {"rank": 3, "stride": (1, 2, 3), "size": 5},
+        {"stride": 2, "batch": 0},
+    ],
+    ids=str,
+)
+def test_strided_pointwise_kernels(backend, settings, formats, dtype):
+    """They see every stride-th pixel alone; the others' gradient is 0."""
+    if settings.get("rank") == 1:
+        formats = (False, False)
+    problem = problems.make(**{"channels": (16, 8), "size": 9, "kernel": 1, **settings}, formats=formats, dtype=dtype)
+    results = problem.run(backend)
+    problems.assert_accurate(problem, results)
+    if backend == "cpu" and dtype == torch.float32:
+        expected = problems.CONVS[problem.rank](problem.input, problem.weight, **problem.geometry)
+        problems.assert_laid_out_alike(results["output"], expected)
+
+
 @pytest.mark.parametrize("channels", [2, 3, 4, 5, 6])
 def test_strided_pointwise_kernels_over_few_channels_in_channels_last(backend, channels):
     """oneDNN writes past its workspace there (uxlfoundation/oneDNN#6035), so F.conv2d cannot be the yardstick."""

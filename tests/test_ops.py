@@ -5,8 +5,9 @@ import itertools
 import problems
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccn_kernels import ops
 from ccn_kernels.spec import ConvSpec
@@ -21,6 +22,7 @@ CASES = {
     "2-d": {"padding": 1},
     "2-d-grouped": {"groups": 2, "stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)},
     "2-d-pointwise": {"kernel": 1},
+    "2-d-pointwise-strided": {"kernel": 1, "stride": 2},
     "2-d-one-output-channel": {"channels": (4, 1)},
     "2-d-one-input-channel": {"channels": (1, 6)},
     "2-d-one-pixel": {"kernel": 8},
@@ -145,6 +147,54 @@ def test_the_norm_is_at_least_fp32_and_alpha_keeps_its_dtype(kernels, dtype):
     results = BACKWARD(*args)
     assert [t.dtype for t in results] == [dtype, dtype, torch.float32, dtype]
     assert fake_metadata(BACKWARD, args) == metadata(results)
+
+
+class Recorded(TorchDispatchMode):
+    """The names of the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.names.add(operator.name())
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_a_mode_sees_the_operators_and_the_same_results(kernels, grad):
+    problem, *_ = arguments(kernels, padding=1)
+    alone = problem.run(kernels)
+    with Recorded() as mode, torch.set_grad_enabled(grad):
+        if grad:
+            seen = problem.run(kernels)
+        else:
+            seen = {"output": problems.PUBLIC[2](*problem.operands, padding=1, backend=kernels)}
+    assert all(torch.equal(value, alone[name]) for name, value in seen.items())
+    assert "ccn::compact_conv" in mode.names
+    assert grad == ("ccn::compact_conv_backward" in mode.names)
+
+
+def test_fake_operands_outside_their_mode_stay_fake(kernels):
+    problem, *_ = arguments(kernels)
+    with FakeTensorMode() as mode:
+        operands = [mode.from_tensor(operand) for operand in problem.operands]
+    spec = ConvSpec((1, 1), (0, 0), (1, 1), 1, 0.01, False)
+    assert all(type(result) is FakeTensor for result in ops.compact_conv(*operands, spec, True, kernels))
+
+
+def test_a_tensor_that_outlived_its_transform(kernels):
+    """functorch's wrappers look like plain tensors, and may be kept by whoever called."""
+    problem, *_ = arguments(kernels, rank=0)
+    kept = []
+    torch.func.grad(lambda x: kept.append(x) or x.sum())(problem.input)
+    expected = problems.PUBLIC[0](*problem.operands, backend=kernels)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            weight = problem.weight.clone().requires_grad_()
+            y = problems.PUBLIC[0](kept[0], weight, *problem.operands[2:], backend=kernels)
+        assert torch.equal(y.detach(), expected)
+        assert y.requires_grad == grad
 
 
 def test_the_python_wrappers_call_the_operators(kernels):

@@ -9,7 +9,17 @@ namespace ccn::cpu {
 namespace {
 
 constexpr int64_t kChunkBytes = 8 << 20;  // input and output of one chunk; see benchmarks/PERFORMANCE.md
+constexpr int64_t kProducts = 16;         // multiply-adds that take as long as an element
 constexpr int64_t kBlock = 1 << 14;       // elements that are summed by one thread; fixes the order of the sums
+
+// The images of a linear layer are single pixels: to the loops that tile an image they are the rows of one.
+Layout in_one_image(Layout layout) {
+  Geometry& geo = layout.geo;
+  if (geo.in_pixels() != 1 || geo.groups != 1 || !patches_are_pixels(geo)) return layout;
+  geo.in[1] = geo.out[1] = geo.batch;
+  geo.batch = 1;
+  return {geo, true};  // of one pixel both layouts are the same
+}
 
 struct Device : WinogradCalls {
   // Few enough images to stay in the cache, yet enough to pay for the weight's repacking inside ATen.
@@ -25,7 +35,8 @@ struct Device : WinogradCalls {
 
   // Weight and bias as the convolution of our own wants them, where it is the faster one.
   template <class T>
-  static std::optional<Tensor> pack(const Layout& layout, const Tensor& weight, const Tensor& bias) {
+  static std::optional<Tensor> pack(const Layout& given, const Tensor& weight, const Tensor& bias) {
+    const Layout layout = in_one_image(given);
     if (!direct_loops<T>(layout).suits(layout)) return std::nullopt;
     const Tensor packed = empty({direct_loops<T>(layout).pack_size(layout)}, kType<T>, weight);
     direct_loops<T>(layout).pack(layout, data<T>(in_layout(weight, false, kType<T>)), data<T>(bias), mutable_data<T>(packed));
@@ -33,10 +44,13 @@ struct Device : WinogradCalls {
   }
 
   template <class T>
-  static void direct(const Layout& layout, const T* x, const T* packed, T delta, T* r, const ForwardEpilogue<T>& args) {
+  static void direct(const Layout& given, const T* x, const T* packed, T delta, T* r, const ForwardEpilogue<T>& args) {
+    const Layout layout = in_one_image(given);
     const DirectForward<T> forward{x, packed, args.alpha, delta, args.relu, r, args.y, args.z};
     const int64_t tasks = DirectTiling{layout, sizeof(T)}.tasks();
-    parallel(tasks, layout.geo.batch * layout.geo.out_pixels() * layout.outputs() / tasks,
+    const int64_t patch = layout.geo.in_channels * layout.geo.kernel[1] * layout.geo.kernel[2];
+    const int64_t work = layout.outputs() * std::max<int64_t>(1, patch / kProducts);
+    parallel(tasks, layout.geo.batch * layout.geo.out_pixels() * work / tasks,
              [&](Range range) { direct_loops<T>(layout).forward(layout, forward, range); });
   }
 
@@ -73,6 +87,15 @@ struct Device : WinogradCalls {
     const int64_t pixels = layout.geo.batch * layout.geo.out_pixels(), channels = layout.outputs();
     parallel(layout.channels_last ? pixels : pixels * channels, layout.channels_last ? channels : 1,
              [&](Range range) { passes<T>().forward_epilogue(layout, args, range); });
+  }
+
+  // All of the above in one pass, where a call allows it: whether it did.
+  template <class T>
+  static bool divide_pixels(const Layout& layout, const T* x, T delta, T* r, const ForwardEpilogue<T>& args) {
+    if (!layout.channels_last || !patches_are_pixels(layout.geo)) return false;
+    parallel(layout.geo.batch * layout.geo.out_pixels(), layout.inputs() + layout.outputs(),
+             [&](Range range) { passes<T>().divide_pixels(layout, x, delta, r, args, range); });
+    return true;
   }
 
   template <class T>

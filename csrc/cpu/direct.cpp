@@ -252,7 +252,8 @@ bool direct_suits(const Layout& layout) {
   if (geo.groups != 1 || !DirectTiling{layout, sizeof(T)}.applies()) return false;
   if (!layout.channels_last && geo.stride[2] != 1) return false;  // lanes are loaded together
   const int64_t lanes = layout.channels_last ? geo.out_channels : geo.out[2];
-  const bool full = 10 * lanes >= 9 * padded(lanes, kLanes<T>);
+  const bool linear = layout.channels_last && geo.in[2] == 1 && patches_are_pixels(geo);
+  const bool full = linear ? lanes <= kLanes<T> : 10 * lanes >= 9 * padded(lanes, kLanes<T>);
   const int64_t bytes = direct_pack_size<T>(layout) * sizeof(T);
   return full && bytes <= (layout.channels_last ? kBytes : kContiguousBytes);
 }

@@ -9,7 +9,7 @@
 
 namespace ccn::cpu {
 
-constexpr int64_t kGrain = 1 << 14;  // elements that are worth a thread
+constexpr int64_t kGrain = 1 << 15;  // elements that are worth a thread: as many as in ATen
 
 template <class Work>
 void parallel(int64_t tasks, int64_t elements_per_task, const Work& work) {

@@ -29,6 +29,14 @@ inline void for_each_row(Range tasks, const int64_t (&extent)[kAxes], Visit visi
 }
 
 template <class T>
+inline T sum_of_squares(const T* x, int64_t count) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += x[i] * x[i];
+  return sum;
+}
+
+template <class T>
 void sum_of_squares(const Layout& layout, const T* x, T* plane, Range tasks) {
   const Geometry& geo = layout.geo;
   const int64_t channels = geo.in_channels, groups = geo.groups, pixels = geo.in_pixels();
@@ -37,10 +45,7 @@ void sum_of_squares(const Layout& layout, const T* x, T* plane, Range tasks) {
       const T* in = x + (n * pixels + p) * groups * channels;
       T* out = plane + n * groups * pixels + p;
       for (int64_t g = 0; g < groups; ++g, in += channels, out += pixels) {
-        T sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t c = 0; c < channels; ++c) sum += in[c] * in[c];
-        *out = sum;
+        *out = sum_of_squares(in, channels);
       }
     }
     for (int64_t g = 0; !layout.channels_last && g < groups; ++g) {
@@ -92,6 +97,22 @@ void patch_norm(const Layout& layout, const T* plane, T delta, T* r, T* inverse_
   });
 }
 
+// One pixel's outputs of a group, which begin at `at`; the first of them has the bias `bias`.
+template <class T, bool kRelu, bool kSave>
+inline void epilogue_pixel(const ForwardEpilogue<T>& args, T alpha, T inverse, int64_t at, const T* bias,
+                           int64_t channels) {
+  const T* u = args.u + at;
+  T* y = args.y + at;
+  T* z = kSave ? args.z + at : nullptr;
+#pragma omp simd
+  for (int64_t o = 0; o < channels; ++o) {
+    const T quotient = u[o] * inverse;
+    const T value = alpha * quotient + bias[o];
+    if (kSave) z[o] = quotient;
+    y[o] = kRelu && value < 0 ? T(0) : value;  // NaN passes, as in torch.relu
+  }
+}
+
 template <class T, bool kRelu, bool kSave>
 void epilogue_pixels(const Layout& layout, const ForwardEpilogue<T>& args, Range tasks) {
   const Geometry& geo = layout.geo;
@@ -102,20 +123,35 @@ void epilogue_pixels(const Layout& layout, const ForwardEpilogue<T>& args, Range
       for (int64_t g = 0; g < groups; ++g) {
         const T inverse = args.inverse_divisor[(n * groups + g) * pixels + p];
         const int64_t at = ((n * pixels + p) * groups + g) * channels;
-        const T* bias = args.bias + g * channels;
-        const T* u = args.u + at;
-        T* y = args.y + at;
-        T* z = kSave ? args.z + at : nullptr;
-#pragma omp simd
-        for (int64_t o = 0; o < channels; ++o) {
-          const T quotient = u[o] * inverse;
-          const T value = alpha * quotient + bias[o];
-          if (kSave) z[o] = quotient;
-          y[o] = kRelu && value < 0 ? T(0) : value;  // NaN passes, as in torch.relu
-        }
+        epilogue_pixel<T, kRelu, kSave>(args, alpha, inverse, at, args.bias + g * channels, channels);
       }
     }
   });
+}
+
+template <class T, bool kRelu, bool kSave>
+void divide_pixels(const Layout& layout, const T* x, T delta, T* r, const ForwardEpilogue<T>& args, Range tasks) {
+  const Geometry& geo = layout.geo;
+  const int64_t pixels = geo.out_pixels(), groups = geo.groups;
+  const T alpha = *args.alpha;
+  for_each_plane(tasks, pixels, [&](int64_t n, int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t patch = (n * pixels + p) * groups + g;
+        const T norm = std::sqrt(sum_of_squares(x + patch * geo.in_channels, geo.in_channels));
+        r[(n * groups + g) * pixels + p] = norm;
+        epilogue_pixel<T, kRelu, kSave>(args, alpha, reciprocal_divisor(norm, delta), patch * geo.out_channels,
+                                        args.bias + g * geo.out_channels, geo.out_channels);
+      }
+    }
+  });
+}
+
+template <class T>
+void divide_pixels(const Layout& layout, const T* x, T delta, T* r, const ForwardEpilogue<T>& args, Range tasks) {
+  const auto without_save = args.relu ? divide_pixels<T, true, false> : divide_pixels<T, false, false>;
+  const auto with_save = args.relu ? divide_pixels<T, true, true> : divide_pixels<T, false, true>;
+  (args.z ? with_save : without_save)(layout, x, delta, r, args, tasks);
 }
 
 template <class T, bool kRelu, bool kSave>
@@ -307,9 +343,9 @@ double dot(const T* a, const T* b, Range range) {
 
 }  // namespace
 
-extern const Passes<float> kFloat = {sum_of_squares, patch_norm,     forward_epilogue,
-                                     backward_prologue, transposed_box, input_epilogue, dot};
-extern const Passes<double> kDouble = {sum_of_squares, patch_norm,     forward_epilogue,
-                                       backward_prologue, transposed_box, input_epilogue, dot};
+extern const Passes<float> kFloat = {sum_of_squares,    patch_norm,     forward_epilogue, divide_pixels,
+                                     backward_prologue, transposed_box, input_epilogue,   dot};
+extern const Passes<double> kDouble = {sum_of_squares,    patch_norm,     forward_epilogue, divide_pixels,
+                                       backward_prologue, transposed_box, input_epilogue,   dot};
 
 }  // namespace ccn::cpu::CCN_ISA

@@ -28,6 +28,8 @@ struct Passes {
   void (*patch_norm)(const Layout&, const T* plane, T delta, T* r, T* inverse_divisor, Range tasks);
   // tasks: output pixels (channels_last) or output elements
   void (*forward_epilogue)(const Layout&, const ForwardEpilogue<T>&, Range tasks);
+  // tasks: pixels, channels_last, each a patch of its own; all three of the above at once
+  void (*divide_pixels)(const Layout&, const T* x, T delta, T* r, const ForwardEpilogue<T>&, Range tasks);
   // tasks: Prologue{layout}.tasks()
   void (*backward_prologue)(const Layout&, const BackwardPrologue<T>&, Range tasks);
   // tasks: rows (n, g, depth, height) of the input; box[p] = sum of q over the patches that contain p

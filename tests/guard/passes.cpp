@@ -35,10 +35,18 @@ Geometry conv(int64_t groups, int64_t in, int64_t out, int64_t size, int64_t ker
           {1, 1, 1}};
 }
 
+// A linear layer's batch, as the CPU backend lays it out: the rows of one image.
+Geometry rows(Geometry geo, int64_t count) {
+  geo.batch = 1;
+  geo.in[1] = geo.out[1] = count;
+  return geo;
+}
+
 const Layer kLayers[] = {
     {"3-64@8", conv(1, 3, 64, 8, 3)},          {"8-8@8", conv(1, 8, 8, 8, 3)},
     {"8-8@8 stride 2", conv(1, 8, 8, 8, 3, 2)}, {"16-32@8 1x1", conv(1, 16, 32, 8, 1)},
     {"8-16@16", conv(1, 8, 16, 16, 3)}, {"depthwise 16-16@8", conv(16, 16, 16, 8, 3)}, {"linear 256-64", conv(1, 256, 64, 1, 1)},
+    {"linear 84-10", rows(conv(1, 84, 10, 1, 1), 24)},
 };
 
 // Values of both signs, none of them zero, at an address that does not depend on what was allocated before.
@@ -96,6 +104,10 @@ void run(const Layout& layout, const std::string& layer) {
   count("forward_epilogue", layer, [&] { epilogue(false, nullptr); });
   count("forward_epilogue, saving", layer, [&] { epilogue(false, z); });
   count("forward_epilogue, relu", layer, [&] { epilogue(true, nullptr); });
+  if (layout.channels_last && ccn::patches_are_pixels(geo)) {
+    count("divide_pixels", layer,
+          [&] { passes.divide_pixels(layout, x, 0.01f, r, {u, nullptr, bias, alpha, false, y, z}, {0, out}); });
+  }
   count("backward_prologue", layer, [&] { backward(nullptr, z, false); });
   count("backward_prologue, relu", layer, [&] { backward(y, nullptr, true); });
   count("transposed_box", layer, [&] { passes.transposed_box(layout, moment, box, in_rows); });
