@@ -6,7 +6,7 @@ import torch
 
 FORMATS = {"contiguous": (False, False), "channels_last": (True, True), "mixed": (True, False)}
 
-# At least 96 tiles each, and channels in whole vectors of every instruction set: else other convolutions are taken.
+# At least 48 tiles each, and channels in whole vectors of every instruction set: else other convolutions are taken.
 LAYERS = {
     "whole tiles": {"channels": (64, 64), "size": (8, 12), "padding": 1, "batch": 6},
     "outputs that fill no tile": {"channels": (64, 96), "size": (9, 7), "padding": 1, "batch": 7},

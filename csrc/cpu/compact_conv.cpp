@@ -1,6 +1,7 @@
 // The CPU backend: the passes run on PyTorch's own thread pool, over chunks of the batch that stay in the cache, so
 // that the output is not read back from memory to be divided.
-#include "../orchestrate.h"
+#include "../backward.h"
+#include "../forward.h"
 #include "parallel.h"
 #include "passes.h"
 #include "winograd_calls.h"
@@ -39,7 +40,7 @@ struct Device : WinogradCalls {
     const Layout layout = in_one_image(given);
     if (!direct_loops<T>(layout).suits(layout)) return std::nullopt;
     const Tensor packed = empty({direct_loops<T>(layout).pack_size(layout)}, kType<T>, weight);
-    direct_loops<T>(layout).pack(layout, data<T>(in_layout(weight, false, kType<T>)), data<T>(bias), mutable_data<T>(packed));
+    direct_loops<T>(layout).pack(layout, filters(data<T>(weight), weight), data<T>(bias), mutable_data<T>(packed));
     return packed;
   }
 

@@ -125,11 +125,14 @@ void depthwise_forward(const Layout& layout, const DirectForward<T>& args, Range
 
 // Channels_last [taps, C], contiguous [C, taps]; then the bias.
 template <class T>
-void depthwise_pack(const Layout& layout, const T* weight, const T* bias, T* packed) {
+void depthwise_pack(const Layout& layout, const Filters<const T>& weight, const T* bias, T* packed) {
   const Geometry& geo = layout.geo;
   const int64_t taps = geo.kernel[1] * geo.kernel[2], channels = layout.inputs();
-  for (int64_t i = 0; i < taps * channels; ++i) {
-    packed[i] = layout.channels_last ? weight[i % channels * taps + i / channels] : weight[i];
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const T* from = weight.data + tap / geo.kernel[2] * weight.row + tap % geo.kernel[2] * weight.column;
+    T* to = packed + tap * (layout.channels_last ? channels : 1);
+    const int64_t step = layout.channels_last ? 1 : taps;
+    for (int64_t c = 0; c < channels; ++c) to[c * step] = from[c * weight.output];
   }
   for (int64_t c = 0; c < channels; ++c) packed[taps * channels + c] = bias[c];
 }

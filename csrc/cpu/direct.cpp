@@ -224,15 +224,17 @@ void direct_forward(const Layout& layout, const DirectForward<T>& args, Range ta
 // [O, C, taps] in the order in which tiles walk, [tiles, taps, C, tile], where tiles are of lanes (channels_last) or of
 // scalars; then the bias, padded to lanes.
 template <class T>
-void direct_pack(const Layout& layout, const T* weight, const T* bias, T* packed) {
+void direct_pack(const Layout& layout, const Filters<const T>& weight, const T* bias, T* packed) {
   const Geometry& geo = layout.geo;
-  const int64_t taps = geo.kernel[1] * geo.kernel[2], patch = geo.in_channels * taps, outputs = geo.out_channels;
+  const int64_t taps = geo.kernel[1] * geo.kernel[2], outputs = geo.out_channels;
   const Tiles tiles(outputs);
   for (int64_t index = 0; index < (layout.channels_last ? ceil_div(outputs, kLanes<T>) : tiles.count); ++index) {
     const Span span = layout.channels_last ? Span{index * kLanes<T>, (index + 1) * kLanes<T>} : tiles[index];
-    for (int64_t k = 0; k < patch; ++k) {
-      const T* from = weight + k % geo.in_channels * taps + k / geo.in_channels;
-      for (int64_t o = span.begin; o < span.end; ++o) *packed++ = o < outputs ? from[o * patch] : T(0);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const T* from = weight.data + tap / geo.kernel[2] * weight.row + tap % geo.kernel[2] * weight.column;
+      for (int64_t c = 0; c < geo.in_channels; ++c, from += weight.input) {
+        for (int64_t o = span.begin; o < span.end; ++o) *packed++ = o < outputs ? from[o * weight.output] : T(0);
+      }
     }
   }
   for (int64_t o = 0; o < padded(outputs, kLanes<T>); ++o) *packed++ = o < outputs ? bias[o] : T(0);

@@ -93,6 +93,16 @@ struct DirectTiling {
   int64_t reach(int axis) const { return (layout.geo.kernel[axis] - 1) * layout.geo.dilation[axis] + 1; }
 };
 
+// A weight, or its gradient: [O, C, 3, 3] in any strides.
+template <class T>
+struct Filters {
+  T* data;
+  int64_t output, input, row, column;  // strides
+
+  // What the input's gradient is convolved with.
+  Filters transposed() const { return {data + 2 * (row + column), input, output, -row, -column}; }
+};
+
 template <class T>
 struct DirectForward {
   const T* x;       // [N, C, P]
@@ -109,8 +119,7 @@ template <class T>
 struct Direct {
   bool (*suits)(const Layout&);  // whether it can, and is the faster way
   int64_t (*pack_size)(const Layout&);
-  // weight [O, C, taps], bias [O]
-  void (*pack)(const Layout&, const T* weight, const T* bias, T* packed);
+  void (*pack)(const Layout&, const Filters<const T>& weight, const T* bias, T* packed);
   // tasks: DirectTiling{layout, sizeof(T)}.tasks()
   void (*forward)(const Layout&, const DirectForward<T>&, Range tasks);
 };

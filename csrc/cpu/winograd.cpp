@@ -465,7 +465,7 @@ bool pays(const Layout& layout) {
   const int64_t tiles = layout.geo.batch * WinogradTile::of_image(layout);
   const int64_t least = layout.channels_last ? 32 : 64;  // contiguous tensors are copied to channels_last and back
   if (in < least || out < least) return false;
-  return tiles >= 96 && 16 * tiles >= in + out;  // weights are transformed anew for each call
+  return tiles >= 48 && 12 * tiles >= in + out;  // weights are transformed anew for each call
 }
 
 template <class T>

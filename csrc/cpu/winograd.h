@@ -4,7 +4,7 @@
 // tensors are channels_last.
 #pragma once
 
-#include "../passes.h"
+#include "passes.h"
 
 namespace ccn::cpu {
 
@@ -21,16 +21,6 @@ struct WinogradTile {
   static int64_t down(const Layout& layout) { return ceil_div(layout.geo.out[1], kSize); }
   static int64_t across(const Layout& layout) { return ceil_div(layout.geo.out[2], kSize); }
   static int64_t of_image(const Layout& layout) { return down(layout) * across(layout); }
-};
-
-// A weight, or its gradient: [O, C, 3, 3] in any strides.
-template <class T>
-struct Filters {
-  T* data;
-  int64_t output, input, row, column;  // strides
-
-  // What the input's gradient is convolved with.
-  Filters transposed() const { return {data + 2 * (row + column), input, output, -row, -column}; }
 };
 
 template <class T>

@@ -1,4 +1,4 @@
-// Winograd's convolutions as orchestrate.h calls them: tiles chosen, weights packed, work split over the threads.
+// Winograd's convolutions as forward.h and backward.h call them: tiles chosen, weights packed, work split over the threads.
 #pragma once
 
 #include <array>
@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "../orchestrate.h"
+#include "../call.h"
 #include "parallel.h"
 #include "winograd.h"
 
@@ -62,6 +62,7 @@ bool even_taps(const Layout& layout, const T* x_plane, const T* e_plane) {
   return *most == 0 || *most < kMost * *least;
 }
 
+// The strides of a weight, or its gradient; of the axes that it lacks they are not used.
 template <class T>
 Filters<T> filters(T* values, const Tensor& weight) {
   const int64_t rank = weight.dim();

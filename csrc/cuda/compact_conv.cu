@@ -3,7 +3,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include "../orchestrate.h"
+#include "../backward.h"
+#include "../forward.h"
 
 // It lives in libtorch_cuda; a hard reference would keep the library from loading beside a CPU-only PyTorch.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);

@@ -2,8 +2,11 @@
 // and then a line a mark: instructions.py reads them beside callgrind's counts. Results are not looked at here.
 // A pass that is added to the library is one more `count`.
 #include "../../csrc/cpu/passes.h"
+#include "../../csrc/cpu/winograd.h"
 
+#include <array>
 #include <cstdio>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -45,7 +48,7 @@ Geometry rows(Geometry geo, int64_t count) {
 const Layer kLayers[] = {
     {"3-64@8", conv(1, 3, 64, 8, 3)},          {"8-8@8", conv(1, 8, 8, 8, 3)},
     {"8-8@8 stride 2", conv(1, 8, 8, 8, 3, 2)}, {"16-32@8 1x1", conv(1, 16, 32, 8, 1)},
-    {"8-16@16", conv(1, 8, 16, 16, 3)}, {"depthwise 16-16@8", conv(16, 16, 16, 8, 3)}, {"linear 256-64", conv(1, 256, 64, 1, 1)},
+    {"8-16@16", conv(1, 8, 16, 16, 3)}, {"32-32@16", conv(1, 32, 32, 16, 3)}, {"depthwise 16-16@8", conv(16, 16, 16, 8, 3)}, {"linear 256-64", conv(1, 256, 64, 1, 1)},
     {"linear 84-10", rows(conv(1, 84, 10, 1, 1), 24)},
 };
 
@@ -73,6 +76,47 @@ void count(const char* pass, const std::string& layer, const Call& call) {
   CALLGRIND_TOGGLE_COLLECT;
   CALLGRIND_DUMP_STATS;
   std::printf("%s: %s\n", layer.c_str(), pass);
+}
+
+void run_winograd(const Layout& layout, const std::string& layer) {
+  using ccn::cpu::WinogradTile;
+  const Geometry& geo = layout.geo;
+  const ccn::cpu::Winograd<float>& winograd = ccn::cpu::winograd_loops<float>();
+  if (!winograd.suits(layout)) return;
+  const int64_t pixels = geo.batch * geo.out_pixels(), inputs = layout.inputs(), outputs = layout.outputs();
+  std::vector<WinogradTile> tiles;
+  for (int64_t t = 0; t < geo.batch * WinogradTile::of_image(layout); ++t) {
+    const int64_t place = t % WinogradTile::of_image(layout), across = WinogradTile::across(layout);
+    tiles.push_back({t / WinogradTile::of_image(layout), static_cast<int32_t>(place / across * 2),
+                     static_cast<int32_t>(place % across * 2), -1});
+  }
+  const int64_t count_of = tiles.size();
+  Buffer x(pixels * inputs), e(pixels * outputs), y(pixels * outputs), z(pixels * outputs), dx(pixels * inputs);
+  Buffer plane(pixels), inverse(pixels), bias(outputs), alpha(1), weight(9 * inputs * outputs);
+  Buffer packed(winograd.pack_size(layout)), sums(winograd.pack_size(layout));
+  Buffer v(winograd.transformed_size(count_of, inputs)), w(winograd.transformed_size(count_of, outputs));
+  const ccn::cpu::Filters<float> filters{weight, 9 * inputs, 9, 3, 1};
+  const Range all{0, count_of}, terms{0, WinogradTile::kTerms * winograd.pack_tasks(layout)};
+  std::vector<std::array<double, 9>> energies(geo.batch);
+  const std::unique_ptr<bool[]> uneven(new bool[count_of]);
+
+  count("winograd judge", layer, [&] { winograd.judge(layout, plane, uneven.get(), {0, geo.batch}); });
+  count("winograd weigh", layer, [&] {
+    winograd.weigh(layout, plane, plane, reinterpret_cast<double (*)[9]>(energies.data()), {0, geo.batch});
+  });
+  count("winograd pack", layer, [&] {
+    winograd.pack(layout, {weight, 9 * inputs, 9, 3, 1}, packed, {0, winograd.pack_tasks(layout)});
+  });
+  count("winograd forward", layer, [&] {
+    winograd.forward(layout, x, packed, tiles.data(), {nullptr, inverse, bias, alpha, false, y, z}, all);
+  });
+  count("winograd input_gradient", layer, [&] {
+    winograd.input_gradient(transposed(layout), e, packed, tiles.data(), {nullptr, x, plane, alpha, dx}, all);
+  });
+  count("winograd transform", layer, [&] { winograd.transform(layout, x, e, tiles.data(), count_of, v, w, all); });
+  count("winograd accumulate", layer, [&] { winograd.accumulate(layout, v, w, count_of, true, sums, terms); });
+  count("winograd weight_gradient", layer,
+        [&] { winograd.weight_gradient(layout, sums, false, filters, {0, inputs}); });
 }
 
 void run(const Layout& layout, const std::string& layer) {
@@ -114,11 +158,14 @@ void run(const Layout& layout, const std::string& layer) {
   count("input_epilogue", layer, [&] { passes.input_epilogue(layout, {conv_grad, x, box, alpha, dx}, in_tasks); });
   const ccn::cpu::Direct<float>& direct = ccn::cpu::direct_loops<float>(layout);
   if (direct.suits(layout)) {
-    Buffer weight(layout.outputs() * geo.in_channels * geo.kernel[1] * geo.kernel[2]), packed(direct.pack_size(layout));
+    const int64_t taps = geo.kernel[1] * geo.kernel[2];
+    Buffer weight(layout.outputs() * geo.in_channels * taps), packed(direct.pack_size(layout));
+    const ccn::cpu::Filters<const float> filters{weight, geo.in_channels * taps, taps, geo.kernel[2], 1};
     const Range tasks{0, ccn::cpu::DirectTiling{layout, sizeof(float)}.tasks()};
-    count("direct pack", layer, [&] { direct.pack(layout, weight, bias, packed); });
+    count("direct pack", layer, [&] { direct.pack(layout, filters, bias, packed); });
     count("direct forward", layer, [&] { direct.forward(layout, {x, packed, alpha, 0.01f, false, r, y, z}, tasks); });
   }
+  run_winograd(layout, layer);
   const ccn::cpu::AtOnce<float>& at_once = ccn::cpu::at_once<float>();
   if (at_once.suits(layout)) {
     const int64_t tasks = ccn::cpu::DepthwiseBlocks{layout}.tasks(), taps = geo.kernel[1] * geo.kernel[2];

@@ -49,7 +49,7 @@ def test_fewer_instructions_are_no_problem_and_are_said():
 def test_the_committed_counts_are_of_every_layer_in_both_formats():
     for counts in guard.read_json(guard.RECORD).values():
         layers = {name.split(":")[0] for name in counts}
-        assert len(layers) == 14
+        assert len(layers) == 18
         assert {name.removesuffix(" channels_last") + " contiguous" for name in layers if "last" in name} <= layers
 
 
