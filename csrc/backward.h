@@ -113,7 +113,7 @@ class Backward {
                                                              data<T>(e_plane), winograd_sums_, x);
     }
     if (needs_.input) {
-      left.input = !Device::template winograd_input_gradient<T>(layout, operands_.weight, winograd_packed_, data<T>(e),
+      left.input = !Device::template winograd_input_gradient<T>(layout, operands_.weight, winograd_weight_, data<T>(e),
                                                                 data<T>(e_plane), epilogue);
     }
     return left;
@@ -125,7 +125,10 @@ class Backward {
     if (needs.weight && !weight_sum_) {
       weight_sum_ = dw;
     } else if (needs.weight) {
-      Device::template add<T>(data<T>(dw), dw.numel(), mutable_data<T>(*weight_sum_));
+      // ATen may choose another convolution, and another layout of its result, for a last, smaller chunk
+      Tensor part = dw;
+      if (!same_strides(dw, *weight_sum_)) copy(dw, part = torch::stable::empty_like(*weight_sum_));
+      Device::template add<T>(data<T>(part), part.numel(), mutable_data<T>(*weight_sum_));
     }
     if (!needs.input) return;
     const Tensor laid = in_layout(conv_grad, channels_last_, kType<T>);
@@ -155,7 +158,8 @@ class Backward {
   const bool channels_last_, moment_from_y_;
   const Needs needs_;
   const bool winograd_;
-  std::optional<Tensor> weight_sum_, winograd_sums_, winograd_packed_;
+  std::optional<Tensor> weight_sum_, winograd_sums_;
+  WinogradWeight winograd_weight_;
   Tensor alpha_sum_, bias_sum_;
 };
 

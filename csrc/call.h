@@ -106,6 +106,12 @@ Tensor empty_result(const Operands<T>& operands, int64_t batch, bool channels_la
   return empty(output_shape(geo, operands.weight.size(0), operands.conv.stride.size()), type, operands.weight, channels_last);
 }
 
+// The weight as Winograd's convolution wants it, once a chunk has needed it, and whether it can do with this one.
+struct WinogradWeight {
+  std::optional<Tensor> values;
+  bool uneven = false;
+};
+
 // For devices that have no convolution of their own: what they answer, and what is then never called.
 struct AtenOnly {
   template <class T>

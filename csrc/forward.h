@@ -13,7 +13,7 @@ template <class Device, class T>
 struct Method {
   bool winograd;                 // Winograd's, always in channels_last, unless a chunk's patches are too uneven for it
   std::optional<Tensor> direct;  // weight and bias, packed
-  std::optional<Tensor> packed;  // the weight, once Winograd's needs it
+  WinogradWeight packed;
 
   Method(const Layout& layout, const Operands<T>& operands) : winograd(Device::template suits_winograd<T>(layout)) {
     if (!winograd) direct = Device::template pack<T>(layout, operands.weight, operands.bias);

@@ -65,6 +65,23 @@ LAYERS = {
     "linear, one image": {"rank": 0, "channels": (20, 16), "batch": 1},
     "one pixel": {"channels": (20, 10), "size": 1, "kernel": 1, "batch": 40},
     "one column": {"channels": (20, 10), "size": (7, 1), "kernel": 1},
+    "padding alone along the depth": {
+        "rank": 3,
+        "channels": (4, 16),
+        "size": (1, 8, 32),
+        "kernel": (1, 3, 3),
+        "stride": (3, 1, 1),
+        "padding": (1, 1, 1),
+    },
+    "depthwise, padding alone along the depth": {
+        "rank": 3,
+        "channels": (16, 16),
+        "groups": 16,
+        "size": (1, 8, 32),
+        "kernel": (1, 3, 3),
+        "stride": (3, 1, 1),
+        "padding": (1, 1, 1),
+    },
     "one dimension": {"rank": 1, "channels": (8, 16), "size": 160, "kernel": 5, "padding": 2},
 }
 

@@ -58,6 +58,34 @@ def test_taps_that_see_little_keep_their_digits(times, formats):
     problems.assert_accurate(problem, problem.run("cpu"))
 
 
+UNEVEN_WEIGHTS = {
+    "a strong row": lambda w: w[:, :, 0].mul_(1e3),
+    "a faint centre": lambda w: w[:, :, 1, 1].mul_(1e-3),
+    "one tap": lambda w: w.view(*w.shape[:2], 9)[..., 1:].zero_(),
+    "zeros": lambda w: w.zero_(),
+}
+
+
+@pytest.mark.parametrize("layer", ["whole tiles", "maps of one pixel"])
+@pytest.mark.parametrize("change", UNEVEN_WEIGHTS)
+def test_taps_that_weigh_little_keep_their_digits(change, layer):
+    problem = problems.make(**LAYERS[layer], bias=False)
+    UNEVEN_WEIGHTS[change](problem.weight)
+    problems.settle_gradient(problem)
+    problems.assert_accurate(problem, problem.run("cpu"))
+
+
+@pytest.mark.parametrize("row", [0, -1])
+@pytest.mark.parametrize("column", [0, -1])
+def test_a_gradient_that_is_nan_reaches_the_taps_that_see_it(row, column):
+    problem = problems.make(**LAYERS["whole tiles"], formats=(True, True))
+    problem.input = problems.in_format(torch.randn(problem.input.shape), channels_last=True)
+    problem.grad[0, 3, row, column] = float("nan")
+    actual, expected = (problem.run(backend)["weight"].isnan() for backend in ("cpu", "reference"))
+    assert torch.equal(actual, expected)
+    assert actual.any() and not actual.all()
+
+
 @pytest.mark.parametrize("formats", FORMATS)
 def test_a_patch_of_zeros_gives_the_bias_whatever_lies_beside_it(formats):
     problem = problems.make(**{**LAYERS["whole tiles"], "batch": 8}, formats=FORMATS[formats])

@@ -425,7 +425,8 @@ template <class T>
 bool depthwise_backward_suits(const Layout& layout) {
   const Geometry& geo = layout.geo;
   if (geo.groups == 1 || geo.in_channels != 1 || geo.out_channels != 1) return false;
-  if (geo.in[0] != 1 || geo.kernel[0] != 1 || geo.out[0] != 1 || geo.in_pixels() == 0) return false;
+  if (geo.in[0] != 1 || geo.kernel[0] != 1 || geo.out[0] != 1 || geo.padding[0] != 0) return false;
+  if (geo.in_pixels() == 0) return false;
   return Ring<T>(layout).numbers() * static_cast<int64_t>(sizeof(T)) <= Ring<T>::kMostBytes;
 }
 

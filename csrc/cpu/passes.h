@@ -74,8 +74,9 @@ struct DirectTiling {
   // Of at most two axes, not empty, and with blocks that stay in a cache: not those of a wide dilation.
   bool applies() const {
     const Geometry& geo = layout.geo;
-    if (geo.in[0] != 1 || geo.kernel[0] != 1 || geo.out[0] != 1) return false;
+    if (geo.in[0] != 1 || geo.kernel[0] != 1 || geo.out[0] != 1 || geo.padding[0] != 0) return false;
     if (layout.inputs() == 0 || layout.outputs() == 0 || geo.out_pixels() == 0) return false;
+    if (input_rows() > kMostBytes || input_columns() > kMostBytes) return false;  // their product might overflow
     return input_rows() * input_columns() * layout.inputs() * static_cast<int64_t>(element_size) <= kMostBytes;
   }
 
@@ -93,13 +94,13 @@ struct DirectTiling {
   int64_t reach(int axis) const { return (layout.geo.kernel[axis] - 1) * layout.geo.dilation[axis] + 1; }
 };
 
-// A weight, or its gradient: [O, C, 3, 3] in any strides.
+// A weight, or its gradient: [O, C, height, width] in any strides.
 template <class T>
 struct Filters {
   T* data;
   int64_t output, input, row, column;  // strides
 
-  // What the input's gradient is convolved with.
+  // What the input's gradient is convolved with, for 3x3.
   Filters transposed() const { return {data + 2 * (row + column), input, output, -row, -column}; }
 };
 

@@ -371,10 +371,11 @@ template <class T>
 int64_t pack_tasks(const Layout& layout) { return layout.outputs() / kLanes<T>; }
 
 template <class T>
-void pack(const Layout& layout, const Filters<const T>& filters, T* packed, Range tasks) {
+void pack(const Layout& layout, const Filters<const T>& filters, T* packed, double (*energies)[9], Range tasks) {
   const int64_t inputs = layout.inputs(), term = packed_term<T>(layout);
   for (int64_t panel = tasks.begin; panel < tasks.end; ++panel) {
     T* out = packed + panel * inputs * kLanes<T>;
+    Vector<T> squares[9] = {};
     for (int64_t c = 0; c < inputs; ++c, out += kLanes<T>) {
       T taps[9][kLanes<T>];
       for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
@@ -383,7 +384,10 @@ void pack(const Layout& layout, const Filters<const T>& filters, T* packed, Rang
       }
       for (int64_t lane = 0; lane < kLanes<T>; lane += kWidth<T>) {
         Vector<T> g[9], rows[12], u[kTerms];
-        for (int tap = 0; tap < 9; ++tap) g[tap] = at<Vector<T>>(taps[tap] + lane);
+        for (int tap = 0; tap < 9; ++tap) {
+          g[tap] = at<Vector<T>>(taps[tap] + lane);
+          squares[tap] += g[tap] * g[tap];
+        }
 #pragma GCC unroll 3
         for (int j = 0; j < 3; ++j) filter_axis(g + j, 3, rows + j, 3);
 #pragma GCC unroll 4
@@ -391,6 +395,10 @@ void pack(const Layout& layout, const Filters<const T>& filters, T* packed, Rang
 #pragma GCC unroll 16
         for (int k = 0; k < kTerms; ++k) at<Vector<T>>(out + k * term + lane) = u[k];
       }
+    }
+    for (int tap = 0; tap < 9; ++tap) {
+      energies[panel][tap] = 0;
+      for (int lane = 0; lane < kWidth<T>; ++lane) energies[panel][tap] += squares[tap][lane];
     }
   }
 }

@@ -1,7 +1,7 @@
 // Winograd's F(2x2, 3x3) for 3x3 layers: four outputs from sixteen products a channel, where the plain sum takes 36
 // (Lavin and Gray, 2016). Its rounding errors are smaller than those of a long plain sum, but they are relative to the
-// largest numbers that a tile reads, and a compact convolution divides by the norm of each patch: see `judge`. All
-// tensors are channels_last.
+// largest numbers that a tile reads, and a compact convolution divides by the norm of each patch: see `judge`, and the sums
+// that `pack` and `weigh` return, of all channels together. All tensors are channels_last.
 #pragma once
 
 #include "passes.h"
@@ -31,7 +31,8 @@ struct Winograd {
   void (*judge)(const Layout&, const T* plane, bool* uneven, Range tasks);
   int64_t (*pack_size)(const Layout&);
   int64_t (*pack_tasks)(const Layout&);
-  void (*pack)(const Layout&, const Filters<const T>&, T* packed, Range tasks);
+  // energies[task][tap]: sum of the weight's squares
+  void (*pack)(const Layout&, const Filters<const T>&, T* packed, double (*energies)[9], Range tasks);
   // tasks: tiles
   void (*forward)(const Layout&, const T* x, const T* packed, const WinogradTile*, const ForwardEpilogue<T>&, Range tasks);
   // of the transposed layout, whose input is e; its epilogue is that of the forward's input

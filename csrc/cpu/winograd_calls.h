@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -47,19 +48,30 @@ std::optional<std::vector<WinogradTile>> even_tiles(const Layout& layout, const 
   return tiles;
 }
 
+// Whether rounding errors of one tap, squared, are less than `most` times what they would be without the others: not where
+// the sums of squares that taps see, or are, differ that much, or are not finite.
+inline bool even_taps(const std::vector<std::array<double, 9>>& parts, double most) {
+  std::array<double, 9> sums{};
+  for (const auto& part : parts) {
+    for (int tap = 0; tap < 9; ++tap) sums[tap] += part[tap];
+  }
+  double least = sums[0], greatest = sums[0];
+  for (const double sum : sums) {
+    if (!std::isfinite(sum)) return false;
+    least = std::min(least, sum);
+    greatest = std::max(greatest, sum);
+  }
+  return greatest == 0 || greatest < most * least;
+}
+
+// Of the weight's gradient: what each tap sees.
 template <class T>
 bool even_taps(const Layout& layout, const T* x_plane, const T* e_plane) {
-  constexpr double kMost = 16;  // rounding errors of a tap, squared, over what they would be without the others
   std::vector<std::array<double, 9>> images(layout.geo.batch);
   auto* energies = reinterpret_cast<double (*)[9]>(images.data());
   parallel(layout.geo.batch, 9 * layout.geo.out_pixels(),
            [&](Range range) { winograd_loops<T>().weigh(layout, x_plane, e_plane, energies, range); });
-  std::array<double, 9> sums{};
-  for (const auto& image : images) {
-    for (int tap = 0; tap < 9; ++tap) sums[tap] += image[tap];
-  }
-  const auto [least, most] = std::minmax_element(sums.begin(), sums.end());
-  return *most == 0 || *most < kMost * *least;
+  return even_taps(images, 16);
 }
 
 // The strides of a weight, or its gradient; of the axes that it lacks they are not used.
@@ -75,27 +87,25 @@ struct WinogradCalls {
 
   // Divides as it goes; false where it is not worth it, with nothing done. `packed` is kept for the next chunk.
   template <class T>
-  static bool winograd_forward(const Layout& layout, const Tensor& weight, std::optional<Tensor>& packed, const T* x,
+  static bool winograd_forward(const Layout& layout, const Tensor& weight, WinogradWeight& packed, const T* x,
                                const T* plane, const ForwardEpilogue<T>& args) {
     const auto tiles = even_tiles(layout, plane);
-    if (!tiles) return false;
-    if (!packed) packed = pack(layout, filters(data<T>(weight), weight), weight);
+    if (!tiles || !pack(layout, filters(data<T>(weight), weight), packed, weight)) return false;
     run(layout, *tiles, [&](Range range) {
-      winograd_loops<T>().forward(layout, x, data<T>(*packed), tiles->data(), args, range);
+      winograd_loops<T>().forward(layout, x, data<T>(*packed.values), tiles->data(), args, range);
     });
     return true;
   }
 
   // The same for the input's gradient and its epilogue; plane: squares of e
   template <class T>
-  static bool winograd_input_gradient(const Layout& forward, const Tensor& weight, std::optional<Tensor>& packed, const T* e,
+  static bool winograd_input_gradient(const Layout& forward, const Tensor& weight, WinogradWeight& packed, const T* e,
                                       const T* plane, const InputEpilogue<T>& args) {
     const Layout layout = transposed(forward);
     const auto tiles = even_tiles(layout, plane);
-    if (!tiles) return false;
-    if (!packed) packed = pack(layout, filters(data<T>(weight), weight).transposed(), weight);
+    if (!tiles || !pack(layout, filters(data<T>(weight), weight).transposed(), packed, weight)) return false;
     run(layout, *tiles, [&](Range range) {
-      winograd_loops<T>().input_gradient(layout, e, data<T>(*packed), tiles->data(), args, range);
+      winograd_loops<T>().input_gradient(layout, e, data<T>(*packed.values), tiles->data(), args, range);
     });
     return true;
   }
@@ -137,14 +147,20 @@ struct WinogradCalls {
   }
 
  private:
+  // Once a call; false where the weight's taps are uneven: where only the faint ones meet pixels, at a map's edge, the
+  // others' rounding errors would show.
   template <class T>
-  static Tensor pack(const Layout& layout, const Filters<const T>& from, const Tensor& like) {
+  static bool pack(const Layout& layout, const Filters<const T>& from, WinogradWeight& packed, const Tensor& like) {
+    if (packed.values || packed.uneven) return !packed.uneven;
     const Winograd<T>& loops = winograd_loops<T>();
-    const Tensor packed = empty({loops.pack_size(layout)}, kType<T>, like);
+    packed.values = empty({loops.pack_size(layout)}, kType<T>, like);
     const int64_t tasks = loops.pack_tasks(layout);
+    std::vector<std::array<double, 9>> panels(tasks);
+    auto* energies = reinterpret_cast<double (*)[9]>(panels.data());
     parallel(tasks, loops.pack_size(layout) / tasks,
-             [&](Range range) { loops.pack(layout, from, mutable_data<T>(packed), range); });
-    return packed;
+             [&](Range range) { loops.pack(layout, from, mutable_data<T>(*packed.values), energies, range); });
+    packed.uneven = !even_taps(panels, 64);
+    return !packed.uneven;
   }
 
   template <class Work>

@@ -104,8 +104,10 @@ void run_winograd(const Layout& layout, const std::string& layer) {
   count("winograd weigh", layer, [&] {
     winograd.weigh(layout, plane, plane, reinterpret_cast<double (*)[9]>(energies.data()), {0, geo.batch});
   });
+  std::vector<std::array<double, 9>> panels(winograd.pack_tasks(layout));
   count("winograd pack", layer, [&] {
-    winograd.pack(layout, {weight, 9 * inputs, 9, 3, 1}, packed, {0, winograd.pack_tasks(layout)});
+    winograd.pack(layout, {weight, 9 * inputs, 9, 3, 1}, packed, reinterpret_cast<double (*)[9]>(panels.data()),
+                  {0, winograd.pack_tasks(layout)});
   });
   count("winograd forward", layer, [&] {
     winograd.forward(layout, x, packed, tiles.data(), {nullptr, inverse, bias, alpha, false, y, z}, all);
