@@ -97,4 +97,5 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
   };
   return input.scalar_type() == ScalarType::Double ? run(double()) : run(float());
 }
+
 }  // namespace ccn

@@ -49,6 +49,7 @@ inline Tensor images(const Tensor& t, int64_t first, int64_t count) {
   Tensor whole = t;
   return torch::stable::narrow(whole, 0, first, count);
 }
+
 // How channels lie in memory. A linear layer's [N, C] counts as channels_last: one pixel, channels innermost.
 inline bool is_channels_last(const Tensor& t) { return t.dim() == 2 || (!t.is_contiguous() && t.stride(1) == 1); }
 

@@ -14,23 +14,13 @@ constexpr int kMostTaps = 9;  // that are gathered together: as many sums for th
 // What is computed side by side: as many numbers as a vector holds, or a single one where a row of them ends.
 template <class T>
 struct Whole {
-  typedef T Value __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+  using Value = Vector<T>;
   static constexpr int64_t kCount = kWidth<T>;
 };
 template <class T>
 struct Single {
-  typedef T Value;
+  using Value = T;
   static constexpr int64_t kCount = 1;
-};
-
-template <class T>
-struct Array {
-  T* data;
-
-  explicit Array(int64_t count) : data(static_cast<T*>(::operator new(count * sizeof(T)))) {}
-  Array(const Array&) = delete;
-  ~Array() { ::operator delete(data); }
-  operator T*() const { return data; }
 };
 
 int64_t reach(const Geometry& geo, int axis) { return (geo.kernel[axis] - 1) * geo.dilation[axis] + 1; }

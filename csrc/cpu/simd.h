@@ -44,6 +44,17 @@ inline void fill(T* out, int64_t count, T value) {
   for (int64_t i = 0; i < count; ++i) out[i] = value;
 }
 
+// Uninitialised.
+template <class T>
+struct Array {
+  T* data;
+
+  explicit Array(int64_t count) : data(static_cast<T*>(::operator new(count * sizeof(T)))) {}
+  Array(const Array&) = delete;
+  ~Array() { ::operator delete(data); }
+  operator T*() const { return data; }
+};
+
 // A product is made of tiles, each an outer product, summed: scalars times lanes. Tiles are of nearly equal size, for small
 // ones leave the arithmetic units waiting.
 struct Span {

@@ -19,14 +19,6 @@ int64_t pitch(int64_t channels) { return channels + kLanes<T>; }
 template <class T>
 int64_t packed_term(const Layout& layout) { return pitch<T>(layout.inputs() * layout.outputs()); }
 
-template <class T>
-struct Scratch {
-  T* data;
-  explicit Scratch(int64_t count) : data(static_cast<T*>(::operator new(count * sizeof(T)))) {}
-  Scratch(const Scratch&) = delete;
-  ~Scratch() { ::operator delete(data); }
-};
-
 template <class V, class T>
 inline V& at(T* pointer) { return *reinterpret_cast<V*>(pointer); }
 template <class V, class T>
@@ -99,7 +91,7 @@ class Pixels {
  private:
   const T* x_;
   const int64_t channels_, height_, width_;
-  Scratch<T> zeros_;
+  Array<T> zeros_;
 };
 
 // The transforms of one tile, out[term * step + channel]; with each panel of lanes `panel` numbers after the one before.
@@ -269,7 +261,7 @@ void convolve(const Layout& layout, const T* x, const T* packed, const WinogradT
   const int64_t inputs = layout.inputs(), outputs = layout.outputs(), most = min(block_size<T>(layout), tasks.end - tasks.begin);
   const int64_t v_pitch = pitch<T>(inputs), m_pitch = pitch<T>(outputs);
   const int64_t v_term = most * v_pitch, m_term = most * m_pitch;
-  Scratch<T> v(kTerms * v_term), m(kTerms * m_term);
+  Array<T> v(kTerms * v_term), m(kTerms * m_term);
   Pixels<T, 4> pixels(x, inputs, layout.geo.in);
   const Tiles blocks(tasks.end - tasks.begin, most);
   for (int64_t index = 0; index < blocks.count; ++index) {
