@@ -207,6 +207,18 @@ def test_a_depthwise_backward_keeps_what_is_not_finite_where_it_is_read(formats,
     assert actual["bias"].isfinite().all()
 
 
+@pytest.mark.parametrize("formats", FORMATS)
+@pytest.mark.parametrize("column", [0, -1])
+def test_infinity_at_the_end_of_a_row_reaches_only_the_taps_that_read_it(column, formats):
+    problem = depthwise(FORMATS[formats][0], stride=1)
+    problem.input[0] = torch.randn(problem.input.shape[1:])
+    problem.input[0, 5, 4, column] = float("inf")
+    actual, expected = gradients(problem), problem.oracle()
+    for name in ("input", "weight"):
+        assert torch.equal(actual[name].isfinite(), expected[name].isfinite()), name
+    assert not actual["weight"][5].isfinite().all()
+
+
 def test_a_linear_layer_gives_the_same_bits_whatever_the_batch():
     problem = problems.make(0, (200, 10), batch=700)
     whole = problems.PUBLIC[0](*problem.operands, backend="cpu")

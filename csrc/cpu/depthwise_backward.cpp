@@ -129,6 +129,14 @@ void gather(int64_t count, const Run<T>& run, const Tap* taps) {
   if constexpr (kCount > 1) gather<T, Lanes, kSplat, kCount - 1>(count, run, taps);
 }
 
+template <class T>
+bool is_finite(const T* values, int64_t count) {
+  T zero = 0;
+#pragma omp simd reduction(+ : zero)
+  for (int64_t i = 0; i < count; ++i) zero += values[i] * T(0);
+  return zero == T(0);
+}
+
 template <class T, class Lanes, bool kSplat>
 void gather_all(Run<T> run, const Tap* taps, int64_t count) {
   for (int64_t i = 0; count == 0 && i < run.count; ++i) fill(run.dx + i * run.step, Lanes::kCount, T(0));
@@ -382,11 +390,7 @@ struct Gradients {
     const Geometry& geo = layout.geo;
     const int64_t stride = geo.stride[2], pixels = ceil_div(geo.in[2] - phase, stride);
     const int64_t whole = padded(pixels, kWidth<T>);
-    int64_t listed = 0;
-    for (int64_t kw = 0; kw < geo.kernel[2]; ++kw) {
-      const auto [of, shift, valid] = columns[kw];
-      if (of == phase && valid.begin < valid.end) listed = list_taps(ih, kw, listed);
-    }
+    int64_t listed = list_phase(ih, phase);
     T *in = row, *out = row + whole;
     fill(in, whole, T(0));
     for (int64_t c = 0; c < count; ++c) {
@@ -395,12 +399,39 @@ struct Gradients {
       for (int64_t i = 0; i < unread_count; ++i) {
         if (unread[i] % stride == phase) in[unread[i] / stride] = 0;
       }
-      gather_all<T, Whole<T>, true>({in, cache + c * ring.columns, weights + first + c, out, sums + c * lanes,
-                                     whole / kWidth<T>, kWidth<T>, kWidth<T>, ring.part, channels,
-                                     ring.channels * lanes, false},
-                                    list, listed);
+      const Run<T> run{in, cache + c * ring.columns, weights + first + c, out, sums + c * lanes,
+                       whole / kWidth<T>, kWidth<T>, kWidth<T>, ring.part, channels, ring.channels * lanes, false};
+      if (is_finite(in, pixels)) {
+        gather_all<T, Whole<T>, true>(run, list, listed);
+      } else {
+        gather_columns(run, ih, phase, whole);
+        listed = list_phase(ih, phase);
+      }
       for (int64_t j = 0; args.dx && j < pixels; ++j) args.dx[at + j * stride] = out[j];
     }
+  }
+
+  // A column of the kernel after the other, each over the pixels that it reads: in the margins e is 0, and 0 times
+  // infinity would reach taps that read no such pixel.
+  void gather_columns(Run<T> run, int64_t ih, int64_t phase, int64_t whole) const {
+    fill(run.dx, whole, T(0));
+    for (int64_t kw = 0; kw < layout.geo.kernel[2]; ++kw) {
+      const auto [of, shift, valid] = columns[kw];
+      const int64_t listed = of == phase && valid.begin < valid.end ? list_taps(ih, kw, 0) : 0;
+      if (listed == 0) continue;
+      gather_all<T, Single<T>, true>({run.x + valid.begin, run.e + valid.begin, run.weights, run.dx + valid.begin, run.sums,
+                                      valid.end - valid.begin, 1, 1, run.part, run.weight_step, run.sum_step, true},
+                                     list, listed);
+    }
+  }
+
+  int64_t list_phase(int64_t ih, int64_t phase) const {
+    int64_t listed = 0;
+    for (int64_t kw = 0; kw < layout.geo.kernel[2]; ++kw) {
+      const auto [of, shift, valid] = columns[kw];
+      if (of == phase && valid.begin < valid.end) listed = list_taps(ih, kw, listed);
+    }
+    return listed;
   }
 };
 
