@@ -8,16 +8,19 @@ ARCHITECTURES := sm_80 sm_90 sm_100
 ACCEPTED := $(if $(ACCEPT),--accept)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test test-triton test-oldest-triton kernels guard lint dist bench readme gpu abi-check clean
+.PHONY: demo test test-triton test-cuda test-oldest-triton kernels guard lint dist bench readme gpu abi-check clean
 
 demo: $(VENV)/built  ## trains and attacks plain and compact networks on digits, prints a table, draws a picture
 	$(VENV)/bin/ccn demo
 
-test: $(VENV)/built test-triton  ## the test suite
+test: $(VENV)/built test-triton test-cuda  ## the test suite
 	OMP_WAIT_POLICY=passive $(PYTHON) -m pytest  # busy waiting costs dearly where cores are shared
 
 test-triton: $(VENV)/built  ## the Triton kernels in Triton's interpreter: no GPU needed
 	$(INTERPRETED) $(PYTHON) -m pytest tests/triton_backend
+
+test-cuda: $(VENV)/built  ## the CUDA C++ kernels, compiled for and run on a CPU: no GPU and no nvcc needed
+	CCN_EMULATED=1 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest
 
 test-oldest-triton: $(OLDEST)/deps $(ARCHITECTURES:%=oldest-kernels-%)  ## the same, and the offline compilation, under the oldest Triton that is supported
 	$(INTERPRETED) $(OLDEST)/bin/python -m pytest tests/triton_backend

@@ -60,6 +60,12 @@ def seen_pixels(input: Tensor, kernel_size: tuple[int, ...], spec: ConvSpec) -> 
     return seen, spec._replace(stride=ones)
 
 
+def fp32_precision(spec: ConvSpec) -> str:
+    """How a GPU multiplies fp32, "tf32" or "ieee": by the setting of convolutions, or for a linear layer of products."""
+    settings = torch.backends.cuda.matmul if spec.rank == 0 else torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return "tf32" if settings.fp32_precision == "tf32" else "ieee"
+
+
 def norm_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which patch norms are accumulated and kept."""
     return torch.float64 if dtype == torch.float64 else torch.float32

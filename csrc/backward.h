@@ -172,15 +172,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
   const ScalarType type = input.scalar_type();
   const bool narrow = type != kType<T>;
   const bool moment_from_y = needs.moment() && !quotient;
-  STD_TORCH_CHECK(!moment_from_y || (output && (needs.weight || !needs.alpha)),
-                  "quotient must be given for the gradients that output_mask asks for");
   const size_t rank = operands.conv.stride.size();
-  const Axes out = output_shape(operands.geo, weight.size(0), rank);
-  check_shape("grad", grad, out);
-  if (output) check_shape("output", *output, out);
-  if (quotient) check_shape("quotient", *quotient, out);
-  check_shape("norm", norm, output_shape(operands.geo, operands.geo.groups, rank));
-  STD_TORCH_CHECK(norm.scalar_type() == kType<T>, "norm must be of the dtype that the forward gave it");
+  check_saved(operands.geo, rank, input, weight, grad, output, quotient, norm, needs);
 
   const bool wants_channels_last = rank == 0 || suggests_channels_last(whole) || suggests_channels_last(weight);
   const bool winograd = Device::template suits_winograd<T>({operands.geo, wants_channels_last});
@@ -218,8 +211,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
                                                     const Convolution& conv, double delta,
                                                     const std::vector<bool>& output_mask) {
   const aten::NoGrad guard;
-  STD_TORCH_CHECK(output_mask.size() == 4, "output_mask must have 4 entries: input, weight, alpha, bias");
-  const Needs needs{output_mask[0], output_mask[1], output_mask[2], output_mask[3]};
+  const Needs needs = make_needs(output_mask);
   const Call call(input, weight, conv);
   const auto run = [&]<class T>(T) {
     return backward_as<Device, T>(grad, call.seen, weight, alpha, output, quotient, norm,

@@ -12,13 +12,6 @@ struct Convolution {
   bool is_linear() const { return stride.empty(); }
 };
 
-struct Needs {
-  bool input, weight, alpha, bias;
-
-  // Whether sum_o g * u / d is needed: by the input's gradient, and by alpha's unless the weight's gives it for free.
-  bool moment() const { return input || (alpha && !weight); }
-};
-
 // A kernel of one tap sees every stride-th pixel, a view. To read those alone is less work, and oneDNN (PyTorch
 // 2.13) overruns its memory on such strided kernels over few channels_last channels.
 inline bool skips_pixels(const Tensor& weight, const Convolution& conv) {

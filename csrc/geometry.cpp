@@ -53,6 +53,25 @@ void check_shape(const char* name, const Tensor& tensor, const Axes& shape) {
                   " has a shape that does not fit the call");
 }
 
+Needs make_needs(const std::vector<bool>& output_mask) {
+  STD_TORCH_CHECK(output_mask.size() == 4, "output_mask must have 4 entries: input, weight, alpha, bias");
+  return {output_mask[0], output_mask[1], output_mask[2], output_mask[3]};
+}
+
+void check_saved(const Geometry& geo, size_t rank, const Tensor& input, const Tensor& weight, const Tensor& grad,
+                 const std::optional<Tensor>& output, const std::optional<Tensor>& quotient, const Tensor& norm,
+                 const Needs& needs) {
+  STD_TORCH_CHECK(!needs.moment() || quotient || (output && (needs.weight || !needs.alpha)),
+                  "quotient must be given for the gradients that output_mask asks for");
+  const Axes out = output_shape(geo, weight.size(0), rank);
+  check_shape("grad", grad, out);
+  if (output) check_shape("output", *output, out);
+  if (quotient) check_shape("quotient", *quotient, out);
+  check_shape("norm", norm, output_shape(geo, geo.groups, rank));
+  const ScalarType wide = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(norm.scalar_type() == wide, "norm must be of the dtype that the forward gave it");
+}
+
 Axes output_shape(const Geometry& geo, int64_t channels, size_t rank) {
   Axes shape{geo.batch, channels};
   shape.insert(shape.end(), geo.out + kAxes - rank, geo.out + kAxes);

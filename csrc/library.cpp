@@ -2,23 +2,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include "native.h"
-
-namespace {
-
-const char* const kForward =
-    "compact_conv(Tensor input, Tensor weight, Tensor? bias, Tensor alpha, int[] stride, int[] padding, "
-    "int[] dilation, int groups, float delta, bool relu, bool save_quotient) -> (Tensor, Tensor, Tensor)";
-
-const char* const kBackward =
-    "compact_conv_backward(Tensor grad, Tensor input, Tensor weight, Tensor? bias, Tensor alpha, Tensor? output, "
-    "Tensor? quotient, Tensor norm, int[] stride, int[] padding, int[] dilation, int groups, float delta, "
-    "bool[] output_mask) -> (Tensor, Tensor, Tensor, Tensor)";
-
-}  // namespace
+#include "schemas.h"
 
 STABLE_TORCH_LIBRARY(ccn_native, library) {
-  library.def(kForward);
-  library.def(kBackward);
+  library.def(ccn::kForwardSchema);
+  library.def(ccn::kBackwardSchema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ccn_native, CPU, library) {

@@ -2,14 +2,24 @@
 
 import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from emulator import emulated
 
 from ccn_kernels import backends
+from ccn_kernels.backends import cuda
+
+CUDA_TESTS = Path(__file__).parent / "cuda_backend"
+EMULATED = os.environ.pop("CCN_EMULATED", None) == "1"  # the CUDA kernels too, on a CPU
+if EMULATED:
+    emulated.install()
 
 # Triton's kernels need a GPU or its interpreter (TRITON_INTERPRET=1): without, their tests are not even imported.
 collect_ignore = ["triton_backend"] if backends.triton.unavailable() else []
+if cuda.unavailable():  # likewise
+    collect_ignore.append("cuda_backend")
 if importlib.util.find_spec("triton") is None:
     collect_ignore.append("test_kernels_report.py")
 
@@ -17,6 +27,19 @@ if importlib.util.find_spec("triton") is None:
 # interpreter takes neither every dtype nor threads: tests/triton_backend is its own suite.
 REASONS = {name: reason for name, reason in backends.explain("cpu").items() if name != "triton"}
 BACKENDS = tuple(name for name, reason in reversed(REASONS.items()) if reason is None)
+
+
+def pytest_collection_modifyitems(config, items):
+    """With the CUDA kernels emulated: their own tests, and every other test that takes a backend, with them for it."""
+
+    def is_theirs(item):
+        given = getattr(item, "callspec", None)
+        taken = given and {given.params.get("backend"), given.params.get("kernels")}
+        return item.path.is_relative_to(CUDA_TESTS) or (taken and cuda.NAME in taken)
+
+    if EMULATED:
+        config.hook.pytest_deselected(items=[item for item in items if not is_theirs(item)])
+        items[:] = [item for item in items if is_theirs(item)]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -31,12 +54,19 @@ def kernels(request):
     return request.param
 
 
+def exact_products():
+    """The oracle's tolerance for fp32 is fp32's own. Set by the old switches: torch.export reads them."""
+    if EMULATED:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
 @pytest.fixture(autouse=True)
 def isolated():
     """Seeds, poisons what ``torch.empty`` returns (from C++ too), and puts back what a test may have changed."""
     environment = os.environ.pop(backends.ENVIRONMENT, None)
     threads, previous = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
+    exact_products()
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True

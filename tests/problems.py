@@ -174,7 +174,9 @@ def yardstick(name, naive, want, rounding, eps):
     error = relative_error(naive, want)
     if name == "alpha":  # one number may come out right by chance: rounding its terms is the least it can cost
         return max(relative_norm(rounding, want), 0.0 if error != error else error)
-    return error if error <= 64 * eps else 4 * eps  # more than that is overflow, to NaN or to a norm of infinity
+    if error > 64 * eps or error != error:
+        return 4 * eps  # overflow, to NaN or to a norm of infinity
+    return max(error, relative_norm(rounding / 6, want))  # so may a few: what roundings of random signs cost on average
 
 
 def strides(tensor):

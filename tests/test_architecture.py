@@ -27,7 +27,7 @@ ALLOWED = {
     "backends.extension": {"spec"},
     "backends.reference": set(),
     "backends.cpu": {"backends.extension"},
-    "backends.cuda": {"backends.extension"},
+    "backends.cuda": {"backends.extension", "spec"},
     "backends.triton.geometry": {"spec"},
     "backends.triton.config": {"backends.triton.geometry"},
     "backends.triton.indexing": set(),

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -119,11 +120,42 @@ def test_the_argument_wins_over_the_environment(calls, monkeypatch):
     assert calls == ["forward"]
 
 
-def test_a_backend_that_was_never_run_on_a_gpu_is_used_only_by_name(monkeypatch):
-    monkeypatch.setattr(backends.cuda, "unavailable", lambda: None)
-    assert backends.select("cuda", "cuda", torch.float32, 2) == "cuda"
-    assert backends.select(None, "cuda", torch.float32, 2) not in backends.BY_NAME_ONLY
-    assert all(backends.explain("cuda")[name] for name in backends.BY_NAME_ONLY)
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if there were a GPU of capability 9.0, and both backends for it built."""
+    for backend in (backends.triton, backends.cuda):
+        monkeypatch.setattr(backend, "unavailable", lambda: None)
+    monkeypatch.setattr(backends.triton, "interpreting", lambda: False)
+    monkeypatch.setattr(backends.triton, "device", lambda index: SimpleNamespace(capability=90))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+
+def test_on_a_gpu_triton_is_preferred(gpu):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert backends.select(None, "cuda", dtype, 2) == "triton"
+
+
+def test_cuda_takes_what_triton_rejects_and_both_say_why(gpu, caplog):
+    with caplog.at_level(logging.DEBUG, logger="ccn_kernels"):
+        assert backends.select(None, "cuda", torch.float64, 2) == "cuda"
+    assert "float64" in caplog.text
+    found = backends.explain("cuda", torch.float64)
+    assert "float64" in found["triton"]
+    assert found["cuda"] is None
+
+
+def test_cuda_stands_in_where_triton_is_not(gpu, monkeypatch):
+    monkeypatch.setattr(backends.triton, "unavailable", lambda: "triton is not installed")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        assert backends.select(None, "cuda", dtype, 0) == "cuda"
+    assert "not installed" in backends.explain("cuda")["triton"]
+
+
+def test_gpus_too_old_for_the_cuda_kernels_get_the_reference(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert backends.select(None, "cuda", torch.float64, 2) == "reference"
+    with pytest.raises(RuntimeError, match=r"capability 8\.0, this GPU has 7\.5"):
+        backends.select("cuda", "cuda", torch.float32, 2)
 
 
 def test_an_empty_variable_is_none_at_all(calls, monkeypatch):

@@ -22,9 +22,6 @@ PREFERENCE = (triton, cuda, cpu, reference)  # fastest first
 NAMES = tuple(backend.NAME for backend in reversed(PREFERENCE))
 ENVIRONMENT = "CCN_BACKEND"
 
-# Backends that run only when they are asked for by name, and why.
-BY_NAME_ONLY = {"cuda": "it compiles, but has not been run on a GPU yet: ask for it by name"}
-
 
 class Request(NamedTuple):
     """What the choice of a backend depends on."""
@@ -56,7 +53,7 @@ def rejection(name: str, request: Request) -> str | None:
 def explain(device: str = "cpu", dtype: torch.dtype = torch.float32, rank: int = 2) -> dict[str, str | None]:
     """For each backend, fastest first: None if it may be chosen for such a call, else the reason why not."""
     request = Request(device, dtype, rank)
-    return {name: rejection(name, request) or BY_NAME_ONLY.get(name) for name in reversed(NAMES)}
+    return {name: rejection(name, request) for name in reversed(NAMES)}
 
 
 def select(requested: str | None, device: str, dtype: torch.dtype, rank: int) -> str:
@@ -87,7 +84,7 @@ def _fastest(device: str, dtype: torch.dtype, rank: int) -> str:
     request = Request(device, dtype, rank)
     for backend in PREFERENCE:  # as `explain`, but the slower ones are not asked
         name = backend.NAME
-        reason = backend.unavailable() or backend.unsupported(request) or BY_NAME_ONLY.get(name)
+        reason = backend.unavailable() or backend.unsupported(request)
         if reason is None:
             return name
         logger.debug("backend %s rejected: %s", name, reason)

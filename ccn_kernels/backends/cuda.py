@@ -1,23 +1,58 @@
-"""The CUDA C++ backend, csrc/cuda: cuDNN's convolutions with fused passes around them."""
+"""The CUDA C++ backend, csrc/cuda: single-pass kernels that need neither Triton nor cuDNN."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from ..spec import ConvSpec, fp32_precision
 from . import extension
-from .extension import backward, forward
-
-__all__ = ["NAME", "backward", "forward", "unavailable", "unsupported"]
 
 NAME = "cuda"
+OPERATORS = "ccn_native"  # whose operators it calls; tests emulate the kernels under another name
+OLDEST_GPU = (8, 0)  # asynchronous copies, and products of bfloat16 and TF32
 
 
 def unavailable() -> str | None:
     reason = extension.missing("cuda")
+    if reason is None and torch.version.hip is not None:
+        return "its kernels are written for NVIDIA GPUs, and this PyTorch is built for ROCm"
     if reason is None and not torch.cuda.is_available():
         return "it is built, but PyTorch sees no CUDA GPU here"
     return reason
 
 
 def unsupported(request) -> str | None:
-    return None if request.device == "cuda" else f"it runs on CUDA tensors, and input is on {request.device}"
+    if request.device != "cuda":
+        return f"it runs on CUDA tensors, and input is on {request.device}"
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST_GPU:
+        return f"it needs compute capability 8.0, this GPU has {capability[0]}.{capability[1]}"
+    return None
+
+
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, spec: ConvSpec, save_quotient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, quotient and norm."""
+    operator = getattr(torch.ops, OPERATORS).compact_conv
+    return operator(input, weight, bias, alpha, *spec, save_quotient, fp32_precision(spec) == "tf32")
+
+
+def backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    output: Tensor | None,
+    quotient: Tensor | None,
+    norm: Tensor,
+    spec: ConvSpec,
+    mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of input, weight, alpha and bias."""
+    operator = getattr(torch.ops, OPERATORS).compact_conv_backward
+    return operator(
+        grad, input, weight, bias, alpha, output, quotient, norm, *spec[:-1], mask, fp32_precision(spec) == "tf32"
+    )

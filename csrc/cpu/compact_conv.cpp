@@ -170,7 +170,7 @@ struct Device : WinogradCalls {
 
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor input, Tensor weight, std::optional<Tensor> bias, Tensor alpha,
                                            Axes stride, Axes padding, Axes dilation, int64_t groups, double delta,
-                                           bool relu, bool save_quotient) {
+                                           bool relu, bool save_quotient, bool /*tf32*/) {
   return ccn::forward<Device>(input, weight, bias, alpha, {stride, padding, dilation, groups}, delta, relu,
                               save_quotient);
 }
@@ -179,7 +179,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor input, T
                                                     std::optional<Tensor> bias, Tensor alpha,
                                                     std::optional<Tensor> output, std::optional<Tensor> quotient,
                                                     Tensor norm, Axes stride, Axes padding, Axes dilation,
-                                                    int64_t groups, double delta, std::vector<bool> output_mask) {
+                                                    int64_t groups, double delta, std::vector<bool> output_mask,
+                                                    bool /*tf32*/) {
   return ccn::backward<Device>(grad, input, weight, bias, alpha, output, quotient, norm,
                                {stride, padding, dilation, groups}, delta, output_mask);
 }

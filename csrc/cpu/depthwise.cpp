@@ -45,7 +45,7 @@ inline void finish(const Row<T>& row, int64_t count, const T* bias, const Direct
     const T value = alpha * quotient + bias[kBiasStep * i];
     squares[i] = norm;
     products[i] = quotient;
-    y[i] = relu && value < 0 ? T(0) : value;  // NaN passes, as in torch.relu
+    y[i] = activate(value, relu);
   }
   if (z) __builtin_memcpy(z, products, count * sizeof(T));
 }

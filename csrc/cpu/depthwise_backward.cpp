@@ -156,7 +156,7 @@ struct Opened {
 
 template <class T, bool kRelu, Moment kMoment>
 inline Opened<T> opened(T grad, T y, T z, T bias, T r, T delta, T scale) {
-  const T open = kRelu && y <= 0 ? T(0) : grad;
+  const T open = kRelu ? open_gradient(grad, y) : grad;
   const T moment = kMoment == Moment::kFromZ ? open * z : kMoment == Moment::kFromY ? open * (y - bias) : T(0);
   const T q = kMoment == Moment::kNone ? T(0) : norm_gradient(scale * moment, r, delta);
   return {open, moment, open * reciprocal_divisor(r, delta), q};

@@ -63,15 +63,16 @@ void sum_of_squares(const Layout& layout, const T* x, T* plane, Range tasks) {
 template <class T>
 void patch_norm(const Layout& layout, const T* plane, T delta, T* r, T* inverse_divisor, Range tasks) {
   const Geometry& geo = layout.geo;
+  const auto down = forward_window<int64_t>(geo, 0), along = forward_window<int64_t>(geo, 1);
   for_each_row(tasks, geo.out, [&](int64_t index, int64_t od, int64_t oh) {
     const int64_t at = ((index * geo.out[0] + od) * geo.out[1] + oh) * geo.out[2];
     T* out = r + at;
     for (int64_t w = 0; w < geo.out[2]; ++w) out[w] = 0;
-    for (int64_t kd = 0; kd < geo.kernel[0]; ++kd) {
-      const int64_t d = input_coordinate(geo, 0, od, kd);
+    for (int64_t kd = 0; kd < down.taps; ++kd) {
+      const int64_t d = down.source(od, kd);
       if (d < 0 || d >= geo.in[0]) continue;
-      for (int64_t kh = 0; kh < geo.kernel[1]; ++kh) {
-        const int64_t h = input_coordinate(geo, 1, oh, kh);
+      for (int64_t kh = 0; kh < along.taps; ++kh) {
+        const int64_t h = along.source(oh, kh);
         if (h < 0 || h >= geo.in[1]) continue;
         const T* row = plane + ((index * geo.in[0] + d) * geo.in[1] + h) * geo.in[2];
         for (int64_t kw = 0; kw < geo.kernel[2]; ++kw) {
@@ -109,7 +110,7 @@ inline void epilogue_pixel(const ForwardEpilogue<T>& args, T alpha, T inverse, i
     const T quotient = u[o] * inverse;
     const T value = alpha * quotient + bias[o];
     if (kSave) z[o] = quotient;
-    y[o] = kRelu && value < 0 ? T(0) : value;  // NaN passes, as in torch.relu
+    y[o] = activate(value, kRelu);
   }
 }
 
@@ -171,7 +172,7 @@ void epilogue_planes(const Layout& layout, const ForwardEpilogue<T>& args, Range
       const T quotient = u[p] * inverse[p];
       const T value = alpha * quotient + bias;
       if (kSave) z[p] = quotient;
-      y[p] = kRelu && value < 0 ? T(0) : value;
+      y[p] = activate(value, kRelu);
     }
   });
 }
@@ -212,7 +213,7 @@ void prologue_pixels(const Layout& layout, const BackwardPrologue<T>& args, Rang
           T moment = 0;
 #pragma omp simd reduction(+ : moment)
           for (int64_t o = 0; o < channels; ++o) {
-            const T open = kRelu && y[o] <= 0 ? T(0) : grad[o];
+            const T open = kRelu ? open_gradient(grad[o], y[o]) : grad[o];
             e[o] = open * inverse;
             if (kMoment == Moment::kFromZ) moment += open * z[o];
             if (kMoment == Moment::kFromY) moment += open * (y[o] - bias[o]);
@@ -221,7 +222,7 @@ void prologue_pixels(const Layout& layout, const BackwardPrologue<T>& args, Rang
           if (!partial) continue;
           T* sum = partial + g * channels;
 #pragma omp simd
-          for (int64_t o = 0; o < channels; ++o) sum[o] += kRelu && y[o] <= 0 ? T(0) : grad[o];
+          for (int64_t o = 0; o < channels; ++o) sum[o] += kRelu ? open_gradient(grad[o], y[o]) : grad[o];
         }
       }
     });
@@ -249,7 +250,7 @@ void prologue_planes(const Layout& layout, const BackwardPrologue<T>& args, Rang
       T sum = 0;
 #pragma omp simd reduction(+ : sum)
       for (int64_t p = begin; p < end; ++p) {
-        const T open = kRelu && y[p] <= 0 ? T(0) : grad[p];
+        const T open = kRelu ? open_gradient(grad[p], y[p]) : grad[p];
         e[p] = open * reciprocal_divisor(r[p], delta);
         if (kMoment == Moment::kFromZ) moment[p] += open * z[p];
         if (kMoment == Moment::kFromY) moment[p] += open * (y[p] - bias);
@@ -279,12 +280,14 @@ void transposed_box(const Layout& layout, const T* q, T* box, Range tasks) {
   for_each_row(tasks, geo.in, [&](int64_t index, int64_t id, int64_t ih) {
     T* out = box + ((index * geo.in[0] + id) * geo.in[1] + ih) * geo.in[2];
     for (int64_t w = 0; w < geo.in[2]; ++w) out[w] = 0;
-    for (int64_t kd = 0; kd < geo.kernel[0]; ++kd) {
-      const int64_t d = output_coordinate(geo, 0, id, kd);
-      if (d < 0) continue;
-      for (int64_t kh = 0; kh < geo.kernel[1]; ++kh) {
-        const int64_t h = output_coordinate(geo, 1, ih, kh);
-        if (h < 0) continue;
+    const auto down = gradient_window<int64_t>(geo, 0, id % geo.stride[0]);
+    const auto along = gradient_window<int64_t>(geo, 1, ih % geo.stride[1]);
+    for (int64_t kd = 0; kd < down.taps; ++kd) {
+      const int64_t d = down.source(id / geo.stride[0], kd);
+      if (d < 0 || d >= geo.out[0]) continue;
+      for (int64_t kh = 0; kh < along.taps; ++kh) {
+        const int64_t h = along.source(ih / geo.stride[1], kh);
+        if (h < 0 || h >= geo.out[1]) continue;
         const T* row = q + ((index * geo.out[0] + d) * geo.out[1] + h) * geo.out[2];
         for (int64_t kw = 0; kw < geo.kernel[2]; ++kw) {
           const Range valid = valid_outputs(geo, 2, kw);
@@ -316,14 +319,14 @@ void input_epilogue(const Layout& layout, const InputEpilogue<T>& args, Range ta
           const T factor = args.box[(plane * groups + g) * pixels + p];
           const int64_t at = ((plane * pixels + p) * groups + g) * channels;
 #pragma omp simd
-          for (int64_t c = at; c < at + channels; ++c) dx[c] = alpha * grad[c] - x[c] * factor;
+          for (int64_t c = at; c < at + channels; ++c) dx[c] = input_gradient(alpha * grad[c], x[c], factor);
         }
       }
     } else {
       const T* factor = args.box + plane / channels * pixels;  // plane / channels = n * groups + g
       const int64_t at = plane * pixels;
 #pragma omp simd
-      for (int64_t p = begin; p < end; ++p) dx[at + p] = alpha * grad[at + p] - x[at + p] * factor[p];
+      for (int64_t p = begin; p < end; ++p) dx[at + p] = input_gradient(alpha * grad[at + p], x[at + p], factor[p]);
     }
   });
 }

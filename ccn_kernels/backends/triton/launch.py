@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ...spec import ConvSpec, memory_format, output_size
+from ...spec import ConvSpec, fp32_precision, memory_format, output_size
 from . import config
 from .config import Device, Tile
 from .geometry import Axes, Strides, box_of, geometry_of, is_boxable, next_power_of_two, strides_of
@@ -209,9 +209,3 @@ class Problem:
             "DILATION": geometry.dilation, "INDEX": self.index,
         }  # fmt: skip
         return {name: known[name] for name in names}
-
-
-def fp32_precision(spec: ConvSpec) -> str:
-    """Whether fp32 products may be TF32: the convolutions' setting, or for a linear layer the matrix products'."""
-    settings = torch.backends.cuda.matmul if spec.rank == 0 else torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    return "tf32" if settings.fp32_precision == "tf32" else "ieee"

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ...spec import ConvSpec
+from ...spec import ConvSpec, fp32_precision
 from .config import Device
 from .forward_pass import Forward
-from .launch import Launch, Problem, fp32_precision
+from .launch import Launch, Problem
 
 MOST = 4096  # recipes kept; with more kinds of calls than that, all are recorded anew
 Results = tuple[Tensor, Tensor, Tensor]

@@ -1,0 +1,240 @@
+// The tile kernel of the forward pass and of the input's gradient: an implicit product of gathered patches [places, K] and
+// a packed weight [K, outputs], asynchronously fed; each result is finished before it leaves the chip.
+#pragma once
+
+#include "operands.cuh"
+#include "results.cuh"
+
+namespace ccn::cuda {
+
+// What both have in common.
+template <class S>
+struct Product {
+  Geometry geo;
+  Activation<const S> source;  // x, or e
+  const S* weight;             // [phases, groups * outputs, weight_row]
+  int64_t weight_row;          // elements, whole chunks; what lies beyond K is zero
+  int outputs;                 // of a group
+  int splits;                  // of K
+  Accumulator<S>* sums;        // [splits, places, groups * outputs], or null: then results are finished here
+  Accumulator<S>* squares;     // [splits, places, groups]
+
+  __device__ int64_t all_outputs() const { return geo.groups * outputs; }
+};
+
+struct TileOf {
+  int column, group, split, phase;
+  int64_t row;
+
+  __device__ TileOf(int64_t block, int columns, int64_t groups, int64_t rows, int splits) {
+    column = static_cast<int>(block % columns);
+    block /= columns;
+    group = static_cast<int>(block % groups);
+    block /= groups;
+    row = block % rows;
+    block /= rows;
+    split = static_cast<int>(block % splits);
+    phase = static_cast<int>(block / splits);
+  }
+};
+
+// The tile's rows of the two operands, a step at a time.
+template <class E, bool kTogether>
+class Feeder {
+  using S = typename E::S;
+  static constexpr int kRowsAtOnce = E::kThreads / kRowChunks;
+  static constexpr int kPasses = kTogether ? E::kM / kRowsAtOnce : 1;
+  static_assert(kTogether || E::kM == E::kThreads);
+
+ public:
+  __device__ Feeder(const Product<S>& args, const Windows& windows, const TileOf& tile, int64_t places, int64_t first_k)
+      : args_(args),
+        windows_(windows),
+        column_(args.source, windows, first_k + (kTogether ? chunk() * kChunk<S> : 0)),
+        k_(first_k + chunk() * kChunk<S>) {
+    const int first_output = tile.column * E::kN + thread_row();
+    left_ = args.outputs - first_output;
+    const int64_t output = tile.group * static_cast<int64_t>(args.outputs) + first_output;
+    weight_ = args.weight + (tile.phase * args.all_outputs() + output) * args.weight_row;
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i) {
+      const int64_t m = tile.row * E::kM + (kTogether ? thread_row() + i * kRowsAtOnce : threadIdx.x);
+      rows_[i] = m < args.geo.batch * places ? row_of(tile.group, m, places) : Row<S>(args.source);
+    }
+  }
+
+  __device__ void fetch(S* a, S* b) {
+    if constexpr (kTogether) {
+#pragma unroll
+      for (int i = 0; i < kPasses; ++i) {
+        fetch_together(Rows<S>::chunk(a, thread_row() + i * kRowsAtOnce, chunk()), args_.source, windows_, rows_[i], column_);
+      }
+      column_.advance(args_.source, windows_, kStep<S>);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kRowChunks; ++i) {
+        fetch_apart(Rows<S>::chunk(a, threadIdx.x, i), args_.source, windows_, rows_[0], column_);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < E::kN / kRowsAtOnce; ++i) {
+      const bool valid = i * kRowsAtOnce < left_ && k_ < args_.weight_row;
+      const S* from = weight_ + i * kRowsAtOnce * args_.weight_row + k_;
+      copy_async(Rows<S>::chunk(b, thread_row() + i * kRowsAtOnce, chunk()), valid ? from : args_.weight, valid);
+    }
+    k_ += kStep<S>;
+  }
+
+ private:
+  __device__ static int chunk() { return threadIdx.x % kRowChunks; }
+  __device__ static int thread_row() { return threadIdx.x / kRowChunks; }
+
+  __device__ Row<S> row_of(int group, int64_t m, int64_t places) const {
+    int place[kAxes];
+    coordinates(windows_, m % places, place);
+    return Row<S>(args_.source, windows_, m / places, group, place);
+  }
+
+  const Product<S>& args_;
+  const Windows& windows_;
+  Row<S> rows_[kPasses];
+  Column<S> column_;
+  int64_t k_;
+  const S* weight_;
+  int left_;  // outputs from this thread's first one on
+};
+
+template <class E>
+constexpr size_t convolve_shared_bytes() {
+  using A = typename E::A;
+  const size_t fed = kStages * E::kStageElements * sizeof(typename E::S);
+  const size_t finished = E::kM * (sizeof(Place<A>) + sizeof(A) * (E::kN + kPad + E::kSquareParts));
+  return fed > finished ? fed : finished;
+}
+
+template <class E, bool kTogether, class Result>
+__global__ void __launch_bounds__(E::kThreads, 2) convolve(Product<typename E::S> args, Result result) {
+  using S = typename E::S;
+  using A = typename E::A;
+  const int columns = (args.outputs + E::kN - 1) / E::kN;
+  const Windows all = Result::windows(args.geo, 0);  // no phase has more places
+  const TileOf tile(blockIdx.x, columns, args.geo.groups, ceil_div(args.geo.batch * all.places(), E::kM), args.splits);
+  const Windows windows = Result::windows(args.geo, tile.phase);
+  const int64_t places = windows.places(), end = args.geo.batch * places;
+  if (tile.row * E::kM >= end) return;
+
+  S* const stages = reinterpret_cast<S*>(shared_memory());
+  const auto stage = [&](int64_t index) { return stages + index % kStages * E::kStageElements; };
+  E engine;
+  const int64_t steps = ceil_div(static_cast<int64_t>(windows.taps()) * args.source.channels, kStep<S>);
+  const int64_t first = steps * tile.split / args.splits, count = steps * (tile.split + 1) / args.splits - first;
+  if (count > 0) {
+    Feeder<E, kTogether> feeder(args, windows, tile, places, first * kStep<S>);
+    const auto fetch = [&](int64_t index) {
+      if (index < count) feeder.fetch(stage(index), stage(index) + E::kM * kStep<S>);
+      commit_copies();
+    };
+    for (int64_t step = 0; step < kStages - 1; ++step) fetch(step);
+    for (int64_t step = 0; step < count; ++step) {
+      wait_for_copies<kStages - 2>();
+      __syncthreads();  // this step's operands are there, and nobody reads the last one's any more
+      fetch(step + kStages - 1);
+      engine.template multiply<Result::kSquares>(stage(step), stage(step) + E::kM * kStep<S>);
+    }
+    wait_for_copies<0>();
+    __syncthreads();
+  }
+
+  Place<A>* const at = reinterpret_cast<Place<A>*>(shared_memory());
+  A* const sums = reinterpret_cast<A*>(at + E::kM);
+  A* const parts = sums + E::kM * (E::kN + kPad);
+  engine.store(sums, E::kN + kPad);
+  if constexpr (Result::kSquares) engine.store_squares(parts);
+  __syncthreads();
+
+  for (int row = threadIdx.x; row < E::kM && tile.row * E::kM + row < end; row += E::kThreads) {
+    A squares = 0;
+    for (int part = 0; Result::kSquares && part < E::kSquareParts; ++part) squares += parts[row * E::kSquareParts + part];
+    const int64_t m = tile.row * E::kM + row;
+    if (!args.sums) {
+      at[row] = result.place(args.geo, windows, tile.group, m / places, m % places, squares, tile.column == 0);
+    } else if (Result::kSquares && tile.column == 0) {
+      args.squares[(tile.split * end + m) * args.geo.groups + tile.group] = squares;
+    }
+  }
+  __syncthreads();
+
+  const int first_output = tile.column * E::kN;
+  const int rows = static_cast<int>(end - tile.row * E::kM < E::kM ? end - tile.row * E::kM : E::kM);
+  const int width = args.outputs - first_output < E::kN ? args.outputs - first_output : E::kN;
+  const int64_t channel = tile.group * static_cast<int64_t>(args.outputs) + first_output;
+  if (args.sums) {
+    A* const to = args.sums + (tile.split * end + tile.row * E::kM) * args.all_outputs() + channel;
+    for (int i = threadIdx.x; i < rows * E::kN; i += E::kThreads) {
+      const int row = i / E::kN, column = i % E::kN;
+      if (column < width) to[row * args.all_outputs() + column] = sums[row * (E::kN + kPad) + column];
+    }
+  } else if (result.writes_chunks(args.outputs)) {
+    constexpr int kAcross = E::kN / kChunk<S>;
+    for (int i = threadIdx.x; i < rows * kAcross; i += E::kThreads) {
+      const int row = i / kAcross, column = i % kAcross * kChunk<S>;
+      if (column < width) result.template write<kChunk<S>>(at[row], channel + column, sums + row * (E::kN + kPad) + column);
+    }
+  } else {
+    const bool down = !result.channels_together();
+    for (int i = threadIdx.x; i < E::kM * E::kN; i += E::kThreads) {
+      const int row = down ? i % E::kM : i / E::kN, column = down ? i / E::kM : i % E::kN;
+      if (row < rows && column < width) {
+        result.template write<1>(at[row], channel + column, sums + row * (E::kN + kPad) + column);
+      }
+    }
+  }
+}
+
+// Adds the shares of K up in their order, and finishes the results.
+template <class S, class Result>
+__global__ void combine(Product<S> args, Result result) {
+  using A = Accumulator<S>;
+  const Windows windows = Result::windows(args.geo, 0);
+  const int64_t places = windows.places(), end = args.geo.batch * places, all = args.all_outputs();
+  for (int64_t i = thread_index(); i < end * all; i += thread_count()) {
+    const int64_t m = i / all, channel = i % all;
+    const int group = static_cast<int>(channel / args.outputs);
+    A sum = 0, squares = 0;
+    for (int split = 0; split < args.splits; ++split) {
+      sum += args.sums[split * end * all + i];
+      if (Result::kSquares) squares += args.squares[(split * end + m) * args.geo.groups + group];
+    }
+    const bool first = channel % args.outputs == 0;
+    result.template write<1>(result.place(args.geo, windows, group, m / places, m % places, squares, first), channel, &sum);
+  }
+}
+
+template <class E, bool kTogether, class Result>
+void launch_convolve(const Product<typename E::S>& args, const Result& result, int64_t phases) {
+  const Windows windows = Result::windows(args.geo, 0);
+  const int64_t rows = ceil_div(args.geo.batch * windows.places(), E::kM), columns = ceil_div(args.outputs, E::kN);
+  const int64_t blocks = rows * columns * args.geo.groups * args.splits * phases;
+  launch(convolve<E, kTogether, Result>, blocks, E::kThreads, convolve_shared_bytes<E>(), args, result);
+  if (!args.sums) return;
+  const int64_t results = args.geo.batch * windows.places() * args.geo.groups * args.outputs;
+  launch_over(combine<typename E::S, Result>, results, args, result);
+}
+
+template <class S, class Result>
+void run_convolve(const TilePlan& plan, const Product<S>& args, const Result& result, int64_t phases) {
+  if constexpr (!std::is_same_v<S, double>) {
+    if (plan.tensor_cores) {
+      if (plan.together && plan.wide) return launch_convolve<TensorCores<S, 128>, true>(args, result, phases);
+      if (plan.together) return launch_convolve<TensorCores<S, 64>, true>(args, result, phases);
+      if constexpr (Result::kAnySource) return launch_convolve<TensorCores<S, 64>, false>(args, result, phases);
+    }
+  }
+  if constexpr (std::is_same_v<S, Accumulator<S>>) {
+    if (plan.together) return launch_convolve<MultiplyAdds<S>, true>(args, result, phases);
+    if constexpr (Result::kAnySource) return launch_convolve<MultiplyAdds<S>, false>(args, result, phases);
+  }
+  STD_TORCH_CHECK(false, "no kernel for this call");
+}
+
+}  // namespace ccn::cuda
