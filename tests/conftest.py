@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulator import emulated
 
 from ccn_kernels import backends
 from ccn_kernels.backends import cuda
@@ -14,6 +13,8 @@ from ccn_kernels.backends import cuda
 CUDA_TESTS = Path(__file__).parent / "cuda_backend"
 EMULATED = os.environ.pop("CCN_EMULATED", None) == "1"  # the CUDA kernels too, on a CPU
 if EMULATED:
+    from emulator import emulated
+
     emulated.install()
 
 # Triton's kernels need a GPU or its interpreter (TRITON_INTERPRET=1): without, their tests are not even imported.
