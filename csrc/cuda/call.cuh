@@ -9,6 +9,7 @@ namespace ccn::cuda {
 
 constexpr int64_t kBlocks = 2 * 132;  // of tiles that fill a GPU: a constant, so that sums have one order on every GPU
 constexpr int kFew = 16;          // channels of a group: fewer are gathered one by one, and many such groups go without tiles
+constexpr int64_t kMostGathered = 1024;  // columns of K, whose taps lie in shared memory
 constexpr int64_t kLeastSteps = 8;   // of a share of K
 constexpr int64_t kMostSplits = 4;   // of a product, whose results are as large as what is split: more would cost more than they save
 constexpr int64_t kMostShareBytes = 256 << 20;
@@ -103,8 +104,8 @@ inline bool goes_direct(const Geometry& geo) {
 template <class S>
 bool takes_tensor_cores(bool tf32) { return sizeof(S) == 2 || (std::is_same_v<S, float> && tf32); }
 
-// The input as a product's source: itself, if its channels lie together in whole chunks; a packed copy, if there are
-// enough of them to pay for it; else itself, to be gathered element by element.
+// The input as a product's source: itself, if its channels lie together in whole chunks; itself, to be gathered element by
+// element, if they are few; else a packed copy.
 template <class S>
 struct Source {
   Activation<const S> activation;
@@ -113,7 +114,8 @@ struct Source {
 
   Source(const Tensor& input, const Geometry& geo) : activation(cuda::activation<const S>(input, geo.in_channels, geo.in)) {
     together = takes_chunks(activation, geo.in_channels);
-    if (together || geo.in_channels < kFew) return;
+    const int64_t taps = geo.kernel[0] * geo.kernel[1] * geo.kernel[2];
+    if (together || (geo.in_channels < kFew && geo.in_channels * taps <= kMostGathered)) return;
     const int64_t padded = whole_chunks<S>(geo.in_channels), pixels = geo.batch * geo.in_pixels();
     copy = empty({pixels, geo.groups * padded}, kScalar<S>, input);
     const int64_t blocks = ceil_div(pixels, kTilePixels) * ceil_div(padded, kTilePixels) * geo.groups;

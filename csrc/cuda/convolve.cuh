@@ -38,10 +38,12 @@ class Feeder {
   static_assert(kTogether || E::kM == E::kThreads);
 
  public:
-  __device__ Feeder(const Product<S>& args, const Windows& windows, const TileOf& tile, int places, int first_k)
+  // taps: of the split's columns, where elements are gathered one by one
+  __device__ Feeder(const Product<S>& args, const Windows& windows, const TileOf& tile, int places, int first_k, const Tap* taps)
       : args_(args),
         windows_(windows),
-        column_(args.source, windows, first_k + (kTogether ? chunk() * kChunk<S> : 0)),
+        taps_(taps),
+        column_(args.source, windows, first_k + chunk() * kChunk<S>),
         k_(first_k + chunk() * kChunk<S>) {
     const int first_output = tile.column * E::kN + thread_row();
     left_ = args.outputs - first_output;
@@ -64,8 +66,9 @@ class Feeder {
     } else {
 #pragma unroll
       for (int i = 0; i < kRowChunks; ++i) {
-        fetch_apart(Rows<S>::chunk(a, threadIdx.x, i), args_.source, windows_, rows_[0], column_);
+        fetch_apart(Rows<S>::chunk(a, threadIdx.x, i), args_.source, rows_[0], taps_ + i * kChunk<S>);
       }
+      taps_ += kStep<S>;
     }
 #pragma unroll
     for (int i = 0; i < E::kN / kRowsAtOnce; ++i) {
@@ -89,6 +92,7 @@ class Feeder {
 
   const Product<S>& args_;
   const Windows& windows_;
+  const Tap* taps_;
   Row<S> rows_[kPasses];
   Column<S> column_;
   int k_;
@@ -97,9 +101,9 @@ class Feeder {
 };
 
 template <class E>
-constexpr size_t convolve_shared_bytes() {
+constexpr size_t convolve_shared_bytes(int64_t taps) {
   using A = typename E::A;
-  const size_t fed = kStages * E::kStageElements * sizeof(typename E::S);
+  const size_t fed = kStages * E::kStageElements * sizeof(typename E::S) + taps * sizeof(Tap);
   const size_t finished = E::kM * (sizeof(Place<A>) + sizeof(A) * (E::kN + kPad + E::kSquareParts));
   return fed > finished ? fed : finished;
 }
@@ -122,7 +126,12 @@ __global__ void __launch_bounds__(E::kThreads, 2) convolve(Product<typename E::S
   const int steps = (windows.taps() * args.source.channels + kStep<S> - 1) / kStep<S>;
   const int first = share(steps, tile.split, args.splits), count = share(steps, tile.split + 1, args.splits) - first;
   if (count > 0) {
-    Feeder<E, kTogether> feeder(args, windows, tile, places, first * kStep<S>);
+    Tap* const taps = reinterpret_cast<Tap*>(stages + kStages * E::kStageElements);
+    if constexpr (!kTogether) {
+      write_taps(taps, args.source, windows, first * kStep<S>, count * kStep<S>);
+      __syncthreads();
+    }
+    Feeder<E, kTogether> feeder(args, windows, tile, places, first * kStep<S>, taps);
     const auto fetch = [&](int index) {
       if (index < count) feeder.fetch(stage(index), stage(index) + E::kM * kStep<S>);
       commit_copies();
@@ -210,7 +219,8 @@ template <class E, bool kTogether, class Result>
 void launch_convolve(const Product<typename E::S>& args, const Result& result, int64_t phases) {
   const int64_t rows = ceil_div(args.geo.batch * args.windows.places(), E::kM), columns = ceil_div(args.outputs, E::kN);
   const int64_t blocks = rows * columns * args.geo.groups * args.splits * phases;
-  launch(convolve<E, kTogether, Result>, blocks, E::kThreads, convolve_shared_bytes<E>(), args, result);
+  const int64_t taps = kTogether ? 0 : ceil_div(args.weight_row, kStep<typename E::S>) * kStep<typename E::S>;
+  launch(convolve<E, kTogether, Result>, blocks, E::kThreads, convolve_shared_bytes<E>(taps), args, result);
   if (!args.sums) return;
   const int64_t results = args.geo.batch * args.windows.places() * args.geo.groups * args.outputs;
   launch_over(combine<typename E::S, Result>, results, args, result);

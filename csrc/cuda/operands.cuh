@@ -120,16 +120,31 @@ __device__ inline void fetch_together(Chunk<S>* to, const Activation<const S>& f
   copy_async(to, valid ? row.base + column.offset : from.data, valid);
 }
 
-// One chunk of a row, element by element; moves the column beyond it.
+// A Column, ready to be read by all threads; one beyond K is outside every input.
+struct alignas(16) Tap {
+  int64_t offset;
+  int shift[kAxes];
+};
+
+// taps[0, count) = the columns from `first` on.
 template <class S>
-__device__ inline void fetch_apart(Chunk<S>* to, const Activation<const S>& from, const Windows& windows,
-                                   const Row<S>& row, Column<S>& column) {
+__device__ inline void write_taps(Tap* taps, const Activation<const S>& from, const Windows& windows, int first, int count) {
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    const Column<S> column(from, windows, first + i);
+    const bool valid = column.valid(windows);
+    taps[i] = {column.offset, {valid ? column.shift[0] : INT32_MIN / 2, column.shift[1], column.shift[2]}};
+  }
+}
+
+// One chunk of a row, element by element.
+template <class S>
+__device__ inline void fetch_apart(Chunk<S>* to, const Activation<const S>& from, const Row<S>& row, const Tap* taps) {
   Chunk<S> chunk;
 #pragma unroll
   for (int i = 0; i < kChunk<S>; ++i) {
-    const bool valid = column.valid(windows) && column.within(from, row);
-    chunk.values[i] = valid ? row.base[column.offset] : S(0);
-    column.advance(from, windows, 1);
+    const Tap tap = taps[i];
+    const bool valid = from.has(row.at[0] + tap.shift[0], row.at[1] + tap.shift[1], row.at[2] + tap.shift[2]);
+    chunk.values[i] = valid ? row.base[tap.offset] : S(0);
   }
   *to = chunk;
 }

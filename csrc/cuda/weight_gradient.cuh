@@ -28,9 +28,10 @@ class PlaceFeeder {
 
  public:
   __device__ PlaceFeeder(const WeightGradient<S>& args, const Windows& windows, int group, int first_k, int first_output,
-                         int64_t first_place, int64_t end)
+                         int64_t first_place, int64_t end, const Tap* taps)
       : args_(args),
         windows_(windows),
+        taps_(taps + threadIdx.x % TileA::kChunks * kChunk<S>),
         group_(group),
         column_(args.x, windows, first_k + threadIdx.x % TileA::kChunks * kChunk<S>),
         in_image_(static_cast<uint32_t>(windows.places())),
@@ -54,8 +55,7 @@ class PlaceFeeder {
       if constexpr (kTogether) {
         fetch_together(to, args_.x, windows_, from, column_);
       } else {
-        Column<S> column = column_;
-        fetch_apart(to, args_.x, windows_, from, column);
+        fetch_apart(to, args_.x, from, taps_);
       }
     }
 #pragma unroll
@@ -80,6 +80,7 @@ class PlaceFeeder {
 
   const WeightGradient<S>& args_;
   const Windows& windows_;
+  const Tap* const taps_;  // of the tile's columns, where elements are gathered one by one
   const int group_;
   const Column<S> column_;
   const Divider in_image_, in_row_, in_plane_;
@@ -90,9 +91,10 @@ class PlaceFeeder {
   const S* e_;
 };
 
-template <class E>
+template <class E, bool kTogether>
 constexpr size_t gradient_shared_bytes() {
-  const size_t fed = kStages * E::kStageElements * sizeof(typename E::S);
+  const size_t taps = kTogether ? 0 : E::kM * sizeof(Tap);
+  const size_t fed = kStages * E::kStageElements * sizeof(typename E::S) + taps;
   const size_t finished = E::kM * (E::kN + kPad) * sizeof(typename E::A);
   return fed > finished ? fed : finished;
 }
@@ -115,7 +117,12 @@ __global__ void __launch_bounds__(E::kThreads, 2) weight_gradient(WeightGradient
   const auto stage = [&](int index) { return stages + index % kStages * E::kStageElements; };
   const int count = static_cast<int>(ceil_div(end - first, kStep<S>));
   E engine;
-  PlaceFeeder<E, kTogether> feeder(args, windows, group, first_k, first_output, first, end);
+  Tap* const taps = reinterpret_cast<Tap*>(stages + kStages * E::kStageElements);
+  if constexpr (!kTogether) {
+    write_taps(taps, args.x, windows, first_k, E::kM);
+    __syncthreads();
+  }
+  PlaceFeeder<E, kTogether> feeder(args, windows, group, first_k, first_output, first, end, taps);
   const auto fetch = [&](int index) {
     if (index < count) feeder.fetch(stage(index), stage(index) + E::kM * kStep<S>);
     commit_copies();
@@ -146,7 +153,7 @@ template <class E, bool kTogether>
 void launch_gradient(const WeightGradient<typename E::S>& args) {
   const int64_t depth = args.geo.kernel[0] * args.geo.kernel[1] * args.geo.kernel[2] * args.x.channels;
   const int64_t tiles = ceil_div(depth, E::kM) * ceil_div(args.outputs, E::kN);
-  launch(weight_gradient<E, kTogether>, tiles * args.geo.groups * args.splits, E::kThreads, gradient_shared_bytes<E>(), args);
+  launch(weight_gradient<E, kTogether>, tiles * args.geo.groups * args.splits, E::kThreads, gradient_shared_bytes<E, kTogether>(), args);
 }
 
 template <class S>

@@ -63,10 +63,11 @@ def check(kernels: list[Kernel], tiles: dict[str, Counts], recorded: dict[str, C
     faults = [f"{k.name}: {k.local_bytes} bytes of local memory a thread" for k in kernels if k.local_bytes]
     faults += [f"{name}: on record, but not in the library" for name in recorded.keys() - tiles.keys()]
     for name, loop in tiles.items():
-        wanted = ["HMMA", "LDSM"] if "TensorCores" in name else ["DFMA" if "double" in name else "FFMA"]
-        if "TensorCores<float" in name and name.startswith("weight_gradient"):
-            wanted.remove("LDSM")  # which transposes 16-bit elements alone
-        faults += [f"{name}: no {kind} in its loop" for kind in [*wanted, "LDGSTS"] if not loop[kind]]
+        tensor_cores = "TensorCores" in name
+        wanted = ["HMMA", "LDGSTS", "LDSM"] if tensor_cores else ["DFMA" if "double" in name else "FFMA"]
+        if tensor_cores and name.startswith("weight_gradient<TensorCores<float"):
+            wanted.remove("LDSM")  # it transposes 16-bit elements alone
+        faults += [f"{name}: no {kind} in its loop" for kind in wanted if not loop[kind]]
         before = recorded.get(name)
         if before is None:
             faults.append(f"{name}: not on record")
