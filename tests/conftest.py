@@ -11,6 +11,7 @@ from emulator import emulated
 from ccn_kernels import backends
 from ccn_kernels.backends import cuda
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode refuses matrix products without it
 CUDA_TESTS = Path(__file__).parent / "cuda_backend"
 EMULATED = os.environ.pop("CCN_EMULATED", None) == "1"  # the CUDA kernels too, on a CPU
 if EMULATED:
@@ -18,8 +19,6 @@ if EMULATED:
 
 # Triton's kernels need a GPU or its interpreter (TRITON_INTERPRET=1): without, their tests are not even imported.
 collect_ignore = ["triton_backend"] if backends.triton.unavailable() else []
-if cuda.unavailable():  # likewise
-    collect_ignore.append("cuda_backend")
 if importlib.util.find_spec("triton") is None:
     collect_ignore.append("test_kernels_report.py")
 
@@ -56,7 +55,7 @@ def kernels(request):
 
 def exact_products():
     """The oracle's tolerance for fp32 is fp32's own. Set by the old switches: torch.export reads them."""
-    if EMULATED:
+    if EMULATED or torch.cuda.is_available():
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
