@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py [--parts kernel-notes,networks] [--budget 420] [--out DIR]
 
+First the library is built with its CUDA kernels; where that cannot be done, the one that lies in the checkout serves.
 Throughput is what `ccn bench` measures, part by part, into the GPU's record. Programs (the tests, compute-sanitizer)
 and diagnostics of our kernels (tiles, launches, ablation, host time) go to a file beside it. A part that is done for
 this state of the package is left alone; one that ran out of its budget goes on where it stopped when it is called
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from gpu_parts import NAMES, ROWS, THROUGHPUT
+from gpu_parts.library import provide
 from gpu_parts.record import Record, card, failures
 from gpu_parts.run import DryClock, Run, running
 from gpu_parts.summary import summary
@@ -53,6 +55,7 @@ def main() -> int:
     if args.child:
         diagnose(args, diagnostics)
         return 0
+    note(diagnostics, provide(args.out / "build.log", args.dry_run))
     broken = [part for part in args.parts if not (measure if part in THROUGHPUT else do)(part, args)]
     print(f"\n{record}\n{diagnostics}\n\n{summary(record, Record(diagnostics), args.parts)}", flush=True)
     ours = record.exists() and any(row["failure"] for row in throughput.Record.load(record).rows if is_ours(row))
@@ -92,6 +95,12 @@ def paths(args: argparse.Namespace) -> tuple[Path, Path]:
     record = throughput.default_path("cuda").name if not args.dry_run else "dry-run.json"
     device = throughput.slug("cuda") if not args.dry_run else "dry-run"
     return args.out / record, args.out / f"{device}-diagnostics.json"
+
+
+def note(path: Path, library: dict[str, str]) -> None:
+    record = Record(path)
+    record.data["library"] = library
+    record.save()
 
 
 # Throughput.

@@ -7,16 +7,17 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 from collections import Counter
 
+from ccn_kernels import backends
 from ccn_kernels.bench.record import ROOT, without_paths
 
+from .programs import execute
 from .run import Row, Rows, Run
 
-TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("triton*"))
+KERNELS = ("triton", "cuda")  # the backends that have some for a GPU
+TESTS = ("tests/triton_backend", "tests/cuda_backend", "tests/gpu")
 SWEEP = ROOT / "benchmarks" / "sanitizer_sweep.py"
 DONE = "sweep: all right"  # the sweep's last line
 SANITIZER = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
@@ -38,18 +39,35 @@ def sanitizer(run: Run) -> Rows:
     }
 
 
+def limit(run: Run, share: float = 1.0) -> float:
+    """Seconds, of those that are left."""
+    return max(10.0, share * run.left)
+
+
 def pytest(run: Run) -> Row:
-    command = [sys.executable, "-m", "pytest", *TESTS, "-vv", "--tb=short", "-rfE"]
+    command = [sys.executable, "-m", "pytest", *TESTS, "-vv", "--tb=short", "-rfEs"]
     if run.dry_run:
         command.append("--collect-only")
     elif importlib.util.find_spec("xdist"):  # most of the time goes into compiling, on one core a worker
         command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
-    code, output = execute(run, command)
+    code, output = execute(command, limit(run))
     (run.folder / "tests.log").write_text(output)
-    row: Row = {"kind": "tests", "exit": code, "counts": counts(output), "output": output[-TAIL:]}
+    row: Row = {
+        "kind": "tests",
+        "exit": code,
+        "counts": counts(output),
+        "not run": not_run(run),
+        "output": output[-TAIL:],
+    }
     if code != 0:
         row["failed"] = f"pytest ended with {'a time-out' if code is None else code}: {row['counts']}"
     return row
+
+
+def not_run(run: Run) -> dict[str, str]:
+    """The backends that do not run here, and why: their tests are skipped."""
+    reasons = backends.explain(run.device)
+    return {name: without_paths(reason) for name in KERNELS if (reason := reasons[name])}
 
 
 def counts(output: str) -> dict[str, int]:
@@ -60,7 +78,7 @@ def counts(output: str) -> dict[str, int]:
 
 
 def sweep(run: Run) -> Row:
-    code, output = execute(run, [sys.executable, str(SWEEP)])
+    code, output = execute([sys.executable, str(SWEEP)], limit(run))
     row: Row = {"kind": "sweep", "exit": code, "output": output[-TAIL:]}
     if code != 0 or DONE not in output:
         row["failed"] = f"the sweep ended with {'a time-out' if code is None else code}: {output[-300:]}"
@@ -76,7 +94,7 @@ def check(run: Run, tool: str, share: float) -> Row:
         }
     command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, str(SWEEP)]
     # each tensor gets memory of its own, so that reads beyond one are seen
-    code, output = execute(run, command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, share)
+    code, output = execute(command, limit(run, share), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     return {"kind": "sanitizer", "exit": code, **verdict(code, output), "output": output[-TAIL:]}
 
 
@@ -90,21 +108,3 @@ def verdict(code: int | None, output: str) -> Row:
     if code is None:
         return {**found, "unavailable": "it ran out of its time"}
     return {**found, "failed": "; ".join(summaries) or f"it ended with {code} and no summary: {output[-300:]}"}
-
-
-def execute(
-    run: Run, command: list[str], extra: dict[str, str] | None = None, share: float = 1.0
-) -> tuple[int | None, str]:
-    """Exit status (None: out of its share of the time left) and output, without this machine's paths."""
-    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths, **(extra or {})}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace", process_group=0,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=max(10.0, share * run.left))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # with what it has started, which would keep the GPU busy
-        output, _ = process.communicate()
-        return None, without_paths(output)
-    return process.returncode, without_paths(output)
