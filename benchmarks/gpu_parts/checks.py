@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ TESTS = ("tests/triton_backend", "tests/cuda_backend", "tests/gpu")
 SWEEP = ROOT / "benchmarks" / "sanitizer_sweep.py"
 DONE = "sweep: all right"  # the sweep's last line
 SANITIZER = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
+TOOLS = ("memcheck", "synccheck", "initcheck", "racecheck")  # the slowest comes last
+SHARE = 0.5  # of the time left, for one tool and backend
 TAIL = 8_000  # characters of output that the record keeps
 WORKERS = 8
 OUTCOMES = ("passed", "failed", "errors", "error", "skipped", "xfailed", "xpassed", "deselected")
@@ -31,12 +34,10 @@ def tests(run: Run) -> Rows:
 
 
 def sanitizer(run: Run) -> Rows:
-    """The sweep alone first: it compiles what the tools then find in Triton's cache."""
-    return {
-        "sweep": functools.partial(sweep, run),
-        "memcheck": functools.partial(check, run, "memcheck", 0.4),
-        "racecheck": functools.partial(check, run, "racecheck", 1.0),
-    }
+    """The sweeps alone first: they compile what the tools then find in Triton's cache."""
+    rows = {f"sweep, {name}": functools.partial(sweep, run, name) for name in KERNELS}
+    pairs = itertools.product(TOOLS, KERNELS)
+    return rows | {f"{tool}, {name}": functools.partial(check, run, tool, name) for tool, name in pairs}
 
 
 def limit(run: Run, share: float = 1.0) -> float:
@@ -77,24 +78,33 @@ def counts(output: str) -> dict[str, int]:
     return found or dict(Counter(word.lower() for word in re.findall(r"\b(PASSED|FAILED|SKIPPED|ERROR)\b", output)))
 
 
-def sweep(run: Run) -> Row:
-    code, output = execute([sys.executable, str(SWEEP)], limit(run))
+def sweep(run: Run, name: str) -> Row:
+    if reason := sweepless(run, name):
+        return {"kind": "sweep", "unavailable": reason}
+    code, output = execute(sweep_of(name), limit(run), {"CCN_EMULATED": "1"} if run.dry_run and name == "cuda" else {})
     row: Row = {"kind": "sweep", "exit": code, "output": output[-TAIL:]}
     if code != 0 or DONE not in output:
         row["failed"] = f"the sweep ended with {'a time-out' if code is None else code}: {output[-300:]}"
     return row
 
 
-def check(run: Run, tool: str, share: float) -> Row:
+def sweep_of(name: str) -> list[str]:
+    return [sys.executable, str(SWEEP), "--backends", name]
+
+
+def sweepless(run: Run, name: str) -> str | None:
+    """Why a backend's kernels are not swept; in a dry run all are, emulated or interpreted."""
+    return None if run.dry_run else not_run(run).get(name)
+
+
+def check(run: Run, tool: str, name: str) -> Row:
     program = next((found for name in SANITIZER if (found := shutil.which(name))), None)
-    if program is None or run.dry_run:
-        return {
-            "kind": "sanitizer",
-            "unavailable": "compute-sanitizer is not installed" if program is None else "dry run",
-        }
-    command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, str(SWEEP)]
+    reason = "dry run" if run.dry_run else sweepless(run, name)
+    if program is None or reason:
+        return {"kind": "sanitizer", "unavailable": reason or "compute-sanitizer is not installed"}
+    command = [program, "--tool", tool, "--error-exitcode", "9", *sweep_of(name)]
     # each tensor gets memory of its own, so that reads beyond one are seen
-    code, output = execute(command, limit(run, share), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    code, output = execute(command, limit(run, SHARE), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     return {"kind": "sanitizer", "exit": code, **verdict(code, output), "output": output[-TAIL:]}
 
 

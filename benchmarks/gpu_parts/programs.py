@@ -10,7 +10,7 @@ from ccn_kernels.bench.record import ROOT, without_paths
 
 
 def execute(command: list[str], limit: float, extra: dict[str, str] | None = None) -> tuple[int | None, str]:
-    """Exit status (None: out of its seconds) and output, with this package to import and ``extra`` in the environment."""
+    """Exit status (None: out of its seconds) and output. ``extra``: of the environment, where this package is found."""
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths, **(extra or {})}, stdout=subprocess.PIPE,
