@@ -33,10 +33,12 @@ from gpu_parts.record import Record, card, failures
 from gpu_parts.run import DryClock, Run, running
 from gpu_parts.summary import summary
 
+from ccn_kernels import backends
 from ccn_kernels.bench import record as throughput
 from ccn_kernels.bench import work as bench
 from ccn_kernels.bench.clock import GpuClock
-from ccn_kernels.bench.settings import Settings
+from ccn_kernels.bench.providers import OURS
+from ccn_kernels.bench.settings import PROVIDERS, Settings
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 LEAST = 10.0  # seconds of a budget that another process is started for
@@ -63,7 +65,8 @@ def main() -> int:
 
 
 def is_ours(row: dict[str, Any]) -> bool:
-    return row["provider"] == "ccn"
+    """A provider of ours, by a backend that is there: that one is not is said, and no failure."""
+    return row["provider"] in OURS and backends.get(row["backend"]).unavailable() is None
 
 
 def arguments() -> argparse.Namespace:
@@ -124,7 +127,14 @@ def measure(part: str, args: argparse.Namespace) -> bool:
 def settings_of(options: dict[str, Any], args: argparse.Namespace) -> Settings:
     if args.dry_run:
         networks = "networks" in options.get("suites", ())
-        options = {**options, **TINY, "suites": ("tiny-networks",) if networks else ("tiny",), "threads": 1}
+        here = tuple(name for name in options.get("providers", ()) if name in PROVIDERS["cpu"])
+        options = {
+            **options,
+            **TINY,
+            "providers": here,
+            "suites": ("tiny-networks",) if networks else ("tiny",),
+            "threads": 1,
+        }
     else:
         options = {"device": "cuda", **options, "rounds": args.rounds}
     if args.rows:

@@ -2,9 +2,12 @@
 
 from types import SimpleNamespace
 
+import gpu as command
 import pytest
 import torch
-from gpu_parts import checks, library, record, summary
+from gpu_parts import checks, library, record, summary, sweep, sweep_cuda
+
+from ccn_kernels import reference
 
 
 @pytest.fixture
@@ -74,3 +77,51 @@ def test_backends_whose_tests_are_skipped_are_named_with_the_reason(monkeypatch)
 
 def test_the_folders_of_tests_exist():
     assert all((checks.ROOT / folder).is_dir() for folder in checks.TESTS)
+
+
+def test_a_backend_that_is_not_there_is_no_failure_of_ours(monkeypatch):
+    monkeypatch.setattr(command.backends.cuda, "unavailable", lambda: "it was not built")
+    assert not command.is_ours({"provider": "ccn_cuda", "backend": "cuda"})
+    assert command.is_ours({"provider": "ccn", "backend": "reference"})
+    monkeypatch.setattr(command.backends.cuda, "unavailable", lambda: None)
+    assert command.is_ours({"provider": "ccn_cuda", "backend": "cuda"})
+    assert not command.is_ours({"provider": "conv", "backend": None})
+
+
+def test_every_tool_runs_over_every_backend_s_kernels():
+    run = SimpleNamespace(device="cpu", dry_run=False)
+    rows = checks.sanitizer(run)
+    assert list(rows)[:2] == ["sweep, triton", "sweep, cuda"]
+    assert {f"{tool}, cuda" for tool in ("memcheck", "synccheck", "initcheck", "racecheck")} < rows.keys()
+
+
+def test_kernels_that_are_not_there_are_not_swept_and_the_row_says_why(monkeypatch):
+    monkeypatch.setattr(checks.backends, "explain", lambda device: {"triton": None, "cuda": "it was not built"})
+    run = SimpleNamespace(device="cuda", dry_run=False)
+    assert checks.sweep(run, "cuda") == {"kind": "sweep", "unavailable": "it was not built"}
+    monkeypatch.setattr(checks.shutil, "which", lambda name: name)
+    assert checks.check(run, "memcheck", "cuda")["unavailable"] == "it was not built"
+
+
+@pytest.mark.parametrize(("tf32", "name"), [(False, "float32"), (True, "tf32")])
+def test_a_sweep_sees_what_is_wrong(tf32, name, capsys):
+    """The reference itself as a backend; once more with an output that is off by a hundredth."""
+    call = sweep.Call("small", (4, 6), groups=2, relu=True, tf32=tf32, wanted=("input", "bias"))
+
+    def right(call, operands, grad):
+        leaves = {key: operand.clone().requires_grad_() for key, operand in operands.items()}
+        output = reference.compact_conv(*leaves.values(), call.spec)
+        return {"output": output, **dict(zip(leaves, torch.autograd.grad(output, leaves.values(), grad), strict=True))}
+
+    def wrong(call, operands, grad):
+        results = right(call, operands, grad)
+        return {**results, "output": results["output"] * 1.01, "weight": None}  # which nobody wants
+
+    assert sweep.wrong_of([call], right, "cpu") == []
+    assert sweep.wrong_of([call], wrong, "cpu") == [f"small {name}"]
+    assert "WRONG: output" in capsys.readouterr().out
+
+
+def test_the_cuda_sweep_takes_every_type_through_every_way():
+    names = {(call.name, call.precision) for call in sweep_cuda.CALLS}
+    assert len(names) == len(sweep_cuda.CALLS) == 5 * len(sweep_cuda.WAYS)
