@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FOLDER = ROOT / "build" / "emulator"  # kept between runs: ninja builds what has changed
 OPERATORS = "ccn_emulated"
-CAREFUL = ["-fsanitize=address", "-g"]
+CAREFUL = ["-fsanitize=address", "-g1"]
 PRELOADED = "LD_PRELOAD"
 
 
