@@ -5,10 +5,11 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 OLDEST := .venv-triton-3.6
 INTERPRETED := TRITON_INTERPRET=1 OMP_WAIT_POLICY=passive PYTHONPATH=$(CURDIR)
 ARCHITECTURES := sm_80 sm_90 sm_100
+CUDA_ARCHITECTURES := 8.0;9.0a;10.0
 ACCEPTED := $(if $(ACCEPT),--accept)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test test-triton test-cuda sanitize-cuda test-oldest-triton kernels guard lint dist bench readme gpu abi-check clean
+.PHONY: demo test test-triton test-cuda sanitize-cuda test-oldest-triton kernels cuda-kernels example guard lint dist bench readme gpu abi-check clean
 
 demo: $(VENV)/built  ## trains and attacks plain and compact networks on digits, prints a table, draws a picture
 	$(VENV)/bin/ccn demo
@@ -36,6 +37,20 @@ kernels: $(ARCHITECTURES:%=kernels-%)  ## every kernel that may be chosen, compi
 
 kernels-%: $(VENV)/built
 	$(VENV)/bin/ccn kernels --check --arch $* --against tests/guard/kernels-$*.json $(ACCEPTED)
+
+cuda-kernels: $(VENV)/built  ## csrc/cuda, compiled for GPUs that need not be there: no spills, loops no longer than on record (needs nvcc)
+	CCN_BUILD=cuda TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHITECTURES)" PATH="$(CURDIR)/$(VENV)/bin:$$PATH" \
+	  $(PYTHON) setup.py -q build_ext --build-lib build/cuda --build-temp build/cuda.objects
+	$(PYTHON) tests/guard/cuda_kernels.py build/cuda/ccn_kernels/libccn_native.so $(ACCEPTED)
+
+example: build/examples/compact_conv  ## the LibTorch example: the library called from C++, without Python
+	$< ccn_kernels/libccn_native.so
+
+build/examples/compact_conv: csrc/examples/compact_conv.cpp $(VENV)/built
+	mkdir -p $(@D)
+	torch=$$($(PYTHON) -c 'import os, torch; print(os.path.dirname(torch.__file__))') && \
+	$(CXX) -std=c++20 -O2 -isystem $$torch/include $< -o $@ \
+	  -L$$torch/lib -Wl,-rpath,$$torch/lib -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10
 
 guard: $(VENV)/built  ## instructions that the CPU kernels take on small layers, against those on record (needs valgrind)
 	$(PYTHON) tests/guard/instructions.py $(ACCEPTED)

@@ -61,7 +61,7 @@ def seen_pixels(input: Tensor, kernel_size: tuple[int, ...], spec: ConvSpec) -> 
 
 
 def fp32_precision(spec: ConvSpec) -> str:
-    """How a GPU multiplies fp32, "tf32" or "ieee": by the setting of convolutions, or for a linear layer of products."""
+    """How a GPU multiplies fp32, "tf32" or "ieee": as set for convolutions, for a linear layer as for products."""
     settings = torch.backends.cuda.matmul if spec.rank == 0 else torch.backends.cudnn.conv  # type: ignore[attr-defined]
     return "tf32" if settings.fp32_precision == "tf32" else "ieee"
 

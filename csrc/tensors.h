@@ -7,7 +7,6 @@
 
 #include "dispatcher.h"
 #include "native.h"
-#include "passes.h"
 
 namespace ccn {
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulator import emulated
 
 from ccn_kernels import backends
 from ccn_kernels.backends import cuda
@@ -15,10 +14,14 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mod
 CUDA_TESTS = Path(__file__).parent / "cuda_backend"
 EMULATED = os.environ.pop("CCN_EMULATED", None) == "1"  # the CUDA kernels too, on a CPU
 if EMULATED:
+    from emulator import emulated
+
     emulated.install()
 
 # Triton's kernels need a GPU or its interpreter (TRITON_INTERPRET=1): without, their tests are not even imported.
 collect_ignore = ["triton_backend"] if backends.triton.unavailable() else []
+if cuda.unavailable():  # likewise
+    collect_ignore.append("cuda_backend")
 if importlib.util.find_spec("triton") is None:
     collect_ignore.append("test_kernels_report.py")
 

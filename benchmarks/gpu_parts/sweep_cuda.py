@@ -28,6 +28,7 @@ WAYS = (
     Call("depthwise, contiguous", (6, 6), stride=2, groups=6, relu=True, channels_last=False),
     Call("1x1", (16, 24), kernel=1),
     Call("linear", (200, 130), (), 7, 1),
+    Call("linear, shares of channels", (40, 700), (), 3, 1),
     Call("alpha alone", (16, 24), wanted=("alpha",)),
     Call("alpha alone, depthwise", (6, 6), groups=6, wanted=("alpha",)),
     Call("bias and weight", (16, 24), wanted=("weight", "bias"), relu=True),

@@ -1,7 +1,7 @@
 // The CPU backend: the passes run on PyTorch's own thread pool, over chunks of the batch that stay in the cache, so
 // that the output is not read back from memory to be divided.
-#include "../backward.h"
-#include "../forward.h"
+#include "backward.h"
+#include "forward.h"
 #include "parallel.h"
 #include "passes.h"
 #include "winograd_calls.h"

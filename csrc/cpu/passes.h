@@ -2,7 +2,7 @@
 // passes.cpp is compiled once for every instruction set; `passes<T>()` picks one when the library first runs.
 #pragma once
 
-#include "../passes.h"
+#include "operands.h"
 
 namespace ccn::cpu {
 

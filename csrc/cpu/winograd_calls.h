@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "../call.h"
+#include "call.h"
 #include "parallel.h"
 #include "winograd.h"
 

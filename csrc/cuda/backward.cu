@@ -20,7 +20,7 @@ class Backward {
         delta_(static_cast<A>(delta)),
         padded_(direct_ ? geo.out_channels : whole_chunks<S>(geo.out_channels)),
         bias_(bias ? std::optional(in_layout(*bias, false, kScalar<S>)) : std::nullopt),
-        alpha_(as_type(alpha, kScalar<S>)),
+        alpha_(as_type(alpha, kSumScalar<S>)),
         e_(make({geo.batch * geo.out_pixels(), geo.groups * padded_}, kScalar<S>)) {}
 
   // e and q; the sums of the bias and, where they are not had from the weight's gradient, of alpha.
@@ -29,30 +29,39 @@ class Backward {
     const int64_t patches = geo_.batch * geo_.groups * geo_.out_pixels(), outputs = geo_.groups * geo_.out_channels;
     const bool sums_moments = needs_.alpha && !needs_.weight;
     std::optional<Tensor> partials, moments;
-    const int64_t rows = std::min(ceil_div(geo_.batch * geo_.out_pixels(), kTilePixels), kMostRows);
+    const int64_t tiles = ceil_div(geo_.batch * geo_.out_pixels(), kTilePixels);
+    const int64_t row_tiles = ceil_div(tiles, kMostRows), rows = ceil_div(tiles, row_tiles);
     if (needs_.bias) partials = make({rows, outputs}, kSumScalar<S>);
     if (needs_.input) q_ = make({patches}, kSumScalar<S>);
     if (sums_moments) moments = make({patches}, kSumScalar<S>);
     Prologue<S> args{geo_, activation<const S>(grad, geo_.out_channels, geo_.out), view(output),
                      needs_.moment() ? view(quotient) : view(std::nullopt), bias_ ? data<S>(*bias_) : nullptr,
-                     data<S>(alpha_), data<A>(norm), delta_, needs_.moment() && !quotient, nullptr,
-                     static_cast<int>(padded_), mutable_data<S>(e_), data_or_null<A>(q_), rows, data_or_null<A>(partials),
-                     data_or_null<A>(moments)};
-    if constexpr (std::is_same_v<S, Half>) args.scale = scale_errors(args, patches);
+                     data<A>(alpha_), data<A>(norm), delta_, needs_.moment() && !quotient, nullptr,
+                     static_cast<int>(padded_), mutable_data<S>(e_), data_or_null<A>(q_), row_tiles, data_or_null<A>(partials),
+                     data_or_null<A>(moments), 1, nullptr};
+    // where there are few pixels, several blocks share a pixel's channels
+    const int64_t blocks = rows * geo_.groups, most = std::min(kBlocks / blocks, ceil_div(padded_, kTilePixels));
+    args.shares = static_cast<int>(std::max<int64_t>(1, most));
+    if constexpr (std::is_same_v<S, Half>) args.scale = scale_errors(args, patches, blocks * args.shares);
     if (direct_) {
       launch_over(direct_prologue<S>, patches, args, patches);
       if (needs_.bias) launch_over(direct_bias_partials<S>, rows * outputs, args, rows * outputs);
     } else {
-      launch(backward_prologue<S>, rows * geo_.groups, kThreads, prologue_shared_bytes<S>(), args);
+      std::optional<Tensor> shares;
+      if (args.shares > 1) shares = make({args.shares, patches}, kSumScalar<S>);
+      args.moment_shares = data_or_null<A>(shares);
+      launch(backward_prologue<S>, blocks * args.shares, kThreads, prologue_shared_bytes<S>(), args);
+      if (args.shares > 1) launch_over(add_moments<S>, patches, args, patches);
     }
     if (needs_.bias) {
-      launch_over(sum_columns<A, S>, outputs * kWarp, data<A>(*partials), rows, outputs, mutable_data<S>(dbias));
+      launch(sum_columns<A, S>, ceil_div(outputs, kTilePixels), kThreads, kThreads * sizeof(double), data<A>(*partials), rows,
+             outputs, mutable_data<S>(dbias));
     }
     if (sums_moments) sum(data<A>(*moments), patches, dalpha);
   }
 
   void input_gradient(const Tensor& dx) const {
-    const InputGradient<S> result{data<S>(alpha_), scale(), activation<const S>(input_, geo_.in_channels, geo_.in),
+    const InputGradient<S> result{data<A>(alpha_), scale(), activation<const S>(input_, geo_.in_channels, geo_.in),
                                   data<A>(*q_), activation<S>(dx, geo_.in_channels, geo_.in)};
     if (direct_) {
       launch_over(direct_input_gradient<S>, dx.numel(), geo_, data<S>(e_), weight_of<const S>(weight_), result, dx.numel());
@@ -69,9 +78,9 @@ class Backward {
     }
     const int64_t row = taps * padded_, count = all_phases * geo_.groups * geo_.in_channels * row;
     const Tensor packed = make({count}, kScalar<S>);
-    launch_over(pack_weight<S, true>, count, geo_, weight_of<const S>(weight_), count, row, static_cast<int>(padded_),
+    launch_over(pack_weight<S, true>, count, geo_, InputGradient<S>::windows(geo_, 0), weight_of<const S>(weight_), count, row, static_cast<int>(padded_),
                 mutable_data<S>(packed));
-    const Product<S> product{geo_, packed_activation<const S>(e_, geo_, padded_, geo_.out), data<S>(packed), row,
+    const Product<S> product{geo_, {}, packed_activation<const S>(e_, geo_, padded_, geo_.out), data<S>(packed), row,
                              static_cast<int>(geo_.in_channels), 1, nullptr, nullptr};
     run_product(plan_of<S>(true, geo_.in_channels, tf32_), product, result, all_phases, input_);
   }
@@ -87,7 +96,7 @@ class Backward {
     const int64_t work = direct_ ? ceil_div(outputs * depth, kThreads) : tiles * geo_.groups;
     const int splits = splits_of(work, ceil_div(places, kStep<S>), outputs * depth * sizeof(A), kMostSums);
     const int64_t of_split = ceil_div(ceil_div(places, splits), kStep<S>) * kStep<S>;
-    WeightGradient<S> args{geo_, x, data<S>(e_), static_cast<int>(padded_), static_cast<int>(geo_.out_channels),
+    WeightGradient<S> args{geo_, Forward<S>::windows(geo_, 0), x, data<S>(e_), static_cast<int>(padded_), static_cast<int>(geo_.out_channels),
                            static_cast<int>(ceil_div(places, of_split)), of_split, nullptr};
     const Tensor shares = make({args.splits, outputs, depth}, kSumScalar<S>);
     args.shares = mutable_data<A>(shares);
@@ -98,10 +107,10 @@ class Backward {
     }
     const int64_t blocks = std::min(ceil_div(dw.numel(), kThreads), kMostSums);
     const Tensor products = make({blocks}, ScalarType::Double);
-    const FinishWeight<S> finish{geo_, args.shares, args.splits, x.channels, data<S>(alpha_), scale(),
+    const FinishWeight<S> finish{geo_, args.shares, args.splits, static_cast<int>(taps), x.channels, data<A>(alpha_), scale(),
                                  weight_of<const S>(weight_), weight_of<S>(dw), mutable_data<double>(products)};
     launch(finish_weight<S>, blocks, kThreads, kThreads * sizeof(double), finish);
-    if (needs_.alpha) launch_over(sum_columns<double, S>, kWarp, data<double>(products), blocks, int64_t(1), mutable_data<S>(dalpha));
+    if (needs_.alpha) finish_sum(products, dalpha);
   }
 
  private:
@@ -112,11 +121,15 @@ class Backward {
     return t ? activation<const S>(*t, geo_.out_channels, geo_.out) : Activation<const S>{};
   }
 
-  const A* scale_errors(const Prologue<S>& args, int64_t patches) {
-    const int64_t blocks = std::min(ceil_div(patches, kThreads), kMostSums);
+  const A* scale_errors(const Prologue<S>& args, int64_t patches, int64_t tile_blocks) {
+    const int64_t blocks = direct_ ? std::min(ceil_div(patches, kThreads), kMostSums) : tile_blocks;
     const Tensor largest = make({blocks}, ScalarType::Float);
-    scale_ = make({1}, ScalarType::Float);
-    launch(largest_error<S>, blocks, kThreads, kThreads * sizeof(float), args, mutable_data<float>(largest));
+    scale_ = make({2}, ScalarType::Float);
+    if (direct_) {
+      launch(direct_largest_error<S>, blocks, kThreads, kThreads * sizeof(float), args, patches, mutable_data<float>(largest));
+    } else {
+      launch(largest_error<S>, blocks, kThreads, largest_shared_bytes<S>(), args, mutable_data<float>(largest));
+    }
     launch(scale_for_errors<float>, 1, kWarp, 0, data<float>(largest), blocks, kTopOfHalf, mutable_data<float>(*scale_));
     return scale();
   }
@@ -124,8 +137,13 @@ class Backward {
   void sum(const A* values, int64_t count, const Tensor& to) const {
     const int64_t blocks = std::min(ceil_div(count, kThreads), kMostSums);
     const Tensor partials = make({blocks}, ScalarType::Double);
-    launch(sum_share<A>, blocks, kThreads, kThreads * sizeof(double), values, count, mutable_data<double>(partials));
-    launch_over(sum_columns<double, S>, kWarp, data<double>(partials), blocks, int64_t(1), mutable_data<S>(to));
+    launch(sum_share<A, double>, blocks, kThreads, kThreads * sizeof(double), values, count, mutable_data<double>(partials));
+    finish_sum(partials, to);
+  }
+
+  void finish_sum(const Tensor& partials, const Tensor& to) const {
+    launch(sum_share<double, A>, 1, kThreads, kThreads * sizeof(double), data<double>(partials), partials.numel(),
+           mutable_data<A>(to));
   }
 
   const Tensor input_, weight_;
@@ -149,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
   const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
   const Tensor dx = if_asked(needs.input, [&] { return empty(shape_of(input), kScalar<S>, input, channels_last); });
   const Tensor dw = if_asked(needs.weight, [&] { return torch::stable::empty_like(weight); });
-  const Tensor dalpha = if_asked(needs.alpha, [&] { return empty({}, kScalar<S>, input); });
+  const Tensor dalpha = if_asked(needs.alpha, [&] { return empty({}, kSumScalar<S>, input); });
   const Tensor dbias = if_asked(needs.bias, [&] { return empty({weight.size(0)}, kScalar<S>, input); });
   if (grad.numel() == 0) {
     for (Tensor t : {dx, dw, dalpha, dbias}) torch::stable::zero_(t);
@@ -159,7 +177,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
     if (needs.input) backward.input_gradient(dx);
     if (needs.weight) backward.weight_gradient(dw, dalpha);
   }
-  return {dx, dw, needs.alpha ? as_type(dalpha, alpha.scalar_type()) : dalpha, dbias};
+  return {dx, dw, as_type(dalpha, alpha.scalar_type()), dbias};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor input, Tensor weight, std::optional<Tensor> bias,
@@ -173,7 +191,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor input, T
   const Needs needs = make_needs(output_mask);
   check_saved(geo, stride.size(), input, weight, grad, output, quotient, norm, needs);
   return for_type(input, [&]<class S>(S) {
-    return backward_as<S>(grad, input, weight, bias, alpha, output, needs.moment() ? quotient : std::nullopt,
+    const auto typed = [&](const std::optional<Tensor>& t) { return t ? std::optional(as_type(*t, kScalar<S>)) : t; };
+    return backward_as<S>(*typed(grad), input, weight, bias, alpha, typed(output), typed(needs.moment() ? quotient : std::nullopt),
                           in_layout(norm, false, norm.scalar_type()), geo, delta, needs, tf32);
   });
 }

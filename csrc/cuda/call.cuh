@@ -32,10 +32,17 @@ auto for_type(const Tensor& tensor, const Visit& visit) {
   }
 }
 
+// To what is only read, a constant one: a tensor that is copied on write stays uncopied.
+template <class S>
+S* pointer(const Tensor& t) {
+  if constexpr (std::is_const_v<S>) return static_cast<S*>(t.const_data_ptr());
+  else return static_cast<S*>(t.mutable_data_ptr());
+}
+
 template <class S>
 Activation<S> activation(const Tensor& t, int64_t channels, const int64_t (&extent)[kAxes]) {
   Activation<S> result{};
-  result.data = static_cast<S*>(t.mutable_data_ptr());
+  result.data = pointer<S>(t);
   result.channels = static_cast<int>(channels);
   result.image = t.stride(0);
   result.channel = t.stride(1);
@@ -51,7 +58,7 @@ Activation<S> activation(const Tensor& t, int64_t channels, const int64_t (&exte
 template <class S>
 Activation<S> packed_activation(const Tensor& t, const Geometry& geo, int64_t channels, const int64_t (&extent)[kAxes]) {
   const int64_t pixel = geo.groups * channels;
-  Activation<S> result{static_cast<S*>(t.mutable_data_ptr()), static_cast<int>(channels), {}, 0, 1, {}};
+  Activation<S> result{pointer<S>(t), static_cast<int>(channels), {}, 0, 1, {}};
   result.image = extent[0] * extent[1] * extent[2] * pixel;
   result.stride[2] = pixel;
   result.stride[1] = extent[2] * pixel;
@@ -62,7 +69,7 @@ Activation<S> packed_activation(const Tensor& t, const Geometry& geo, int64_t ch
 
 template <class S>
 Weight<S> weight_of(const Tensor& t) {
-  Weight<S> result{static_cast<S*>(t.mutable_data_ptr()), t.stride(0), t.stride(1), {}};
+  Weight<S> result{pointer<S>(t), t.stride(0), t.stride(1), {}};
   for (int axis = 0; axis < kAxes; ++axis) {
     const int64_t at = axis + t.dim() - kAxes;
     result.tap[axis] = at >= 2 ? t.stride(at) : 0;
@@ -76,12 +83,16 @@ int64_t whole_chunks(int64_t elements) { return ceil_div(elements, kChunk<S>) * 
 // 32-bit coordinates: of any place, of any tap, and of sums of places and steps.
 inline void check_extents(const Geometry& geo) {
   for (int axis = 0; axis < kAxes; ++axis) {
+    STD_TORCH_CHECK(geo.in[axis] > 0, "input must have at least 1 pixel along every axis");
     const int64_t reach = geo.in[axis] + 2 * geo.padding[axis] + geo.kernel[axis] * geo.dilation[axis];
     STD_TORCH_CHECK(reach < (1 << 29) && geo.stride[axis] < (1 << 29), "input is too long for the CUDA kernels along an axis");
   }
-  STD_TORCH_CHECK(geo.in_pixels() < (1 << 30) && geo.out_pixels() < (1 << 30) && geo.in_channels < (1 << 24) &&
-                      geo.out_channels < (1 << 24) && geo.groups < (1 << 24),
-                  "input is too large for the CUDA kernels: they take images of up to 2^30 pixels and 2^24 channels");
+  STD_TORCH_CHECK(geo.in_pixels() < (1 << 30) && geo.out_pixels() < (1 << 30),
+                  "input is too large for the CUDA kernels: its images have 2^30 pixels or more");
+  const int64_t taps = geo.kernel[0] * geo.kernel[1] * geo.kernel[2];
+  STD_TORCH_CHECK(taps * std::max(geo.in_channels, geo.out_channels) < (1 << 30) &&
+                      taps * geo.in_channels * geo.out_channels * geo.groups < (1 << 30),
+                  "weight is too large for the CUDA kernels: it has 2^30 elements or more");
 }
 
 // Groups too small for a tile.
@@ -124,7 +135,8 @@ template <class S, class Result>
 void run_product(const TilePlan& plan, Product<S> args, const Result& result, int64_t phases, const Tensor& like) {
   using A = Accumulator<S>;
   const int width = plan.wide ? 128 : 64;
-  const int64_t places = args.geo.batch * Result::windows(args.geo, 0).places(), all = args.geo.groups * args.outputs;
+  args.windows = Result::windows(args.geo, 0);
+  const int64_t places = args.geo.batch * args.windows.places(), all = args.geo.groups * args.outputs;
   const int64_t tiles = ceil_div(places, 128) * ceil_div(args.outputs, width) * args.geo.groups;
   const int64_t steps = ceil_div(args.weight_row, kStep<S>);
   args.splits = phases > 1 ? 1 : splits_of(tiles, steps, places * all * sizeof(A), kMostSplits);

@@ -11,6 +11,7 @@ namespace ccn::cuda {
 template <class S>
 struct Product {
   Geometry geo;
+  Windows windows;             // of the first phase; no other has more places
   Activation<const S> source;  // x, or e
   const S* weight;             // [phases, groups * outputs, weight_row]
   int64_t weight_row;          // elements, whole chunks; what lies beyond K is zero
@@ -22,21 +23,11 @@ struct Product {
   __device__ int64_t all_outputs() const { return geo.groups * outputs; }
 };
 
-struct TileOf {
-  int column, group, split, phase;
-  int64_t row;
-
-  __device__ TileOf(int64_t block, int columns, int64_t groups, int64_t rows, int splits) {
-    column = static_cast<int>(block % columns);
-    block /= columns;
-    group = static_cast<int>(block % groups);
-    block /= groups;
-    row = block % rows;
-    block /= rows;
-    split = static_cast<int>(block % splits);
-    phase = static_cast<int>(block / splits);
-  }
-};
+// Where share `index` of so many steps begins.
+__device__ inline int share(int steps, int index, int shares) {
+  const int whole = steps / shares, rest = steps - whole * shares;
+  return index * whole + (index < rest ? index : rest);
+}
 
 // The tile's rows of the two operands, a step at a time.
 template <class E, bool kTogether>
@@ -47,7 +38,7 @@ class Feeder {
   static_assert(kTogether || E::kM == E::kThreads);
 
  public:
-  __device__ Feeder(const Product<S>& args, const Windows& windows, const TileOf& tile, int64_t places, int64_t first_k)
+  __device__ Feeder(const Product<S>& args, const Windows& windows, const TileOf& tile, int places, int first_k)
       : args_(args),
         windows_(windows),
         column_(args.source, windows, first_k + (kTogether ? chunk() * kChunk<S> : 0)),
@@ -89,17 +80,18 @@ class Feeder {
   __device__ static int chunk() { return threadIdx.x % kRowChunks; }
   __device__ static int thread_row() { return threadIdx.x / kRowChunks; }
 
-  __device__ Row<S> row_of(int group, int64_t m, int64_t places) const {
+  __device__ Row<S> row_of(int group, int64_t m, int places) const {
+    const int64_t n = m / places;
     int place[kAxes];
-    coordinates(windows_, m % places, place);
-    return Row<S>(args_.source, windows_, m / places, group, place);
+    coordinates(windows_, static_cast<int>(m - n * places), place);
+    return Row<S>(args_.source, windows_, n, group, place);
   }
 
   const Product<S>& args_;
   const Windows& windows_;
   Row<S> rows_[kPasses];
   Column<S> column_;
-  int64_t k_;
+  int k_;
   const S* weight_;
   int left_;  // outputs from this thread's first one on
 };
@@ -117,25 +109,26 @@ __global__ void __launch_bounds__(E::kThreads, 2) convolve(Product<typename E::S
   using S = typename E::S;
   using A = typename E::A;
   const int columns = (args.outputs + E::kN - 1) / E::kN;
-  const Windows all = Result::windows(args.geo, 0);  // no phase has more places
-  const TileOf tile(blockIdx.x, columns, args.geo.groups, ceil_div(args.geo.batch * all.places(), E::kM), args.splits);
-  const Windows windows = Result::windows(args.geo, tile.phase);
-  const int64_t places = windows.places(), end = args.geo.batch * places;
+  const int row_tiles = static_cast<int>(ceil_div(args.geo.batch * args.windows.places(), E::kM));
+  const TileOf tile(blockIdx.x, columns, static_cast<int>(args.geo.groups), row_tiles, args.splits);
+  const Windows windows = tile.phase == 0 ? args.windows : Result::windows(args.geo, tile.phase);
+  const int places = windows.places();
+  const int64_t end = args.geo.batch * places;
   if (tile.row * E::kM >= end) return;
 
   S* const stages = reinterpret_cast<S*>(shared_memory());
-  const auto stage = [&](int64_t index) { return stages + index % kStages * E::kStageElements; };
+  const auto stage = [&](int index) { return stages + index % kStages * E::kStageElements; };
   E engine;
-  const int64_t steps = ceil_div(static_cast<int64_t>(windows.taps()) * args.source.channels, kStep<S>);
-  const int64_t first = steps * tile.split / args.splits, count = steps * (tile.split + 1) / args.splits - first;
+  const int steps = (windows.taps() * args.source.channels + kStep<S> - 1) / kStep<S>;
+  const int first = share(steps, tile.split, args.splits), count = share(steps, tile.split + 1, args.splits) - first;
   if (count > 0) {
     Feeder<E, kTogether> feeder(args, windows, tile, places, first * kStep<S>);
-    const auto fetch = [&](int64_t index) {
+    const auto fetch = [&](int index) {
       if (index < count) feeder.fetch(stage(index), stage(index) + E::kM * kStep<S>);
       commit_copies();
     };
-    for (int64_t step = 0; step < kStages - 1; ++step) fetch(step);
-    for (int64_t step = 0; step < count; ++step) {
+    for (int step = 0; step < kStages - 1; ++step) fetch(step);
+    for (int step = 0; step < count; ++step) {
       wait_for_copies<kStages - 2>();
       __syncthreads();  // this step's operands are there, and nobody reads the last one's any more
       fetch(step + kStages - 1);
@@ -157,7 +150,9 @@ __global__ void __launch_bounds__(E::kThreads, 2) convolve(Product<typename E::S
     for (int part = 0; Result::kSquares && part < E::kSquareParts; ++part) squares += parts[row * E::kSquareParts + part];
     const int64_t m = tile.row * E::kM + row;
     if (!args.sums) {
-      at[row] = result.place(args.geo, windows, tile.group, m / places, m % places, squares, tile.column == 0);
+      const int64_t n = m / places;
+      const int index = static_cast<int>(m - n * places);
+      at[row] = result.place(args.geo, windows, tile.group, n, index, squares, tile.column == 0);
     } else if (Result::kSquares && tile.column == 0) {
       args.squares[(tile.split * end + m) * args.geo.groups + tile.group] = squares;
     }
@@ -195,7 +190,7 @@ __global__ void __launch_bounds__(E::kThreads, 2) convolve(Product<typename E::S
 template <class S, class Result>
 __global__ void combine(Product<S> args, Result result) {
   using A = Accumulator<S>;
-  const Windows windows = Result::windows(args.geo, 0);
+  const Windows& windows = args.windows;
   const int64_t places = windows.places(), end = args.geo.batch * places, all = args.all_outputs();
   for (int64_t i = thread_index(); i < end * all; i += thread_count()) {
     const int64_t m = i / all, channel = i % all;
@@ -206,18 +201,18 @@ __global__ void combine(Product<S> args, Result result) {
       if (Result::kSquares) squares += args.squares[(split * end + m) * args.geo.groups + group];
     }
     const bool first = channel % args.outputs == 0;
-    result.template write<1>(result.place(args.geo, windows, group, m / places, m % places, squares, first), channel, &sum);
+    result.template write<1>(result.place(args.geo, windows, group, m / places, static_cast<int>(m % places), squares, first),
+                             channel, &sum);
   }
 }
 
 template <class E, bool kTogether, class Result>
 void launch_convolve(const Product<typename E::S>& args, const Result& result, int64_t phases) {
-  const Windows windows = Result::windows(args.geo, 0);
-  const int64_t rows = ceil_div(args.geo.batch * windows.places(), E::kM), columns = ceil_div(args.outputs, E::kN);
+  const int64_t rows = ceil_div(args.geo.batch * args.windows.places(), E::kM), columns = ceil_div(args.outputs, E::kN);
   const int64_t blocks = rows * columns * args.geo.groups * args.splits * phases;
   launch(convolve<E, kTogether, Result>, blocks, E::kThreads, convolve_shared_bytes<E>(), args, result);
   if (!args.sums) return;
-  const int64_t results = args.geo.batch * windows.places() * args.geo.groups * args.outputs;
+  const int64_t results = args.geo.batch * args.windows.places() * args.geo.groups * args.outputs;
   launch_over(combine<typename E::S, Result>, results, args, result);
 }
 

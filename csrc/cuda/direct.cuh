@@ -70,15 +70,24 @@ __global__ void direct_forward(Geometry geo, Activation<const S> x, Weight<const
   }
 }
 
+// A pixel and a group by their number, neighbours where the gradient's are.
+struct PatchOf {
+  int64_t group, index;
+
+  __device__ PatchOf(const Geometry& geo, bool together, int64_t i) {
+    const int64_t pixels = geo.out_pixels();
+    group = together ? i % geo.groups : i / pixels % geo.groups;
+    index = together ? i / geo.groups : i / pixels / geo.groups * pixels + i % pixels;
+  }
+};
+
 // What backward_prologue does, a thread a patch.
 template <class S>
 __global__ void direct_prologue(Prologue<S> args, int64_t count) {
   using A = Accumulator<S>;
   const Geometry& geo = args.geo;
-  const bool together = args.grad.channel == 1;
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
-    const int64_t pixels = geo.out_pixels(), group = together ? i % geo.groups : i / pixels % geo.groups;
-    const int64_t index = together ? i / geo.groups : i / pixels / geo.groups * pixels + i % pixels;
+    const auto [group, index] = PatchOf(geo, args.grad.channel == 1, i);
     const auto patch = args.patch(index, group);
     A moment = 0;
     for (int64_t c = 0; c < geo.out_channels; ++c) {
@@ -86,8 +95,22 @@ __global__ void direct_prologue(Prologue<S> args, int64_t count) {
       args.e[(index * geo.groups + group) * geo.out_channels + c] = args.error(patch, open);
       moment += args.product(patch, c, group, open);
     }
-    args.finish(patch, moment);
+    args.finish(patch.plane, moment);
   }
+}
+
+// What largest_error does.
+template <class S>
+__global__ void __launch_bounds__(kThreads) direct_largest_error(Prologue<S> args, int64_t count, float* largest) {
+  float* const found = reinterpret_cast<float*>(shared_memory());  // [threads]
+  float most = 0;
+  for (int64_t i = thread_index(); i < count; i += thread_count()) {
+    const auto [group, index] = PatchOf(args.geo, args.grad.channel == 1, i);
+    const auto patch = args.patch(index, group);
+    for (int64_t c = 0; c < args.geo.out_channels; ++c) most = fmaxf(most, args.size(patch, args.open(patch, c)));
+  }
+  most = block_reduce(found, most, [](float a, float b) { return fmaxf(a, b); });
+  if (threadIdx.x == 0) largest[blockIdx.x] = most;
 }
 
 // bias_partials[row, channel]: the gradient's sum over a share of the pixels.
@@ -97,7 +120,8 @@ __global__ void direct_bias_partials(Prologue<S> args, int64_t count) {
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
     const int64_t channel = i % outputs, row = i / outputs;
     Accumulator<S> sum = 0;
-    for (int64_t m = args.pixels() * row / args.rows; m < args.pixels() * (row + 1) / args.rows; ++m) {
+    const int64_t first = row * args.row_tiles * kTilePixels, next = first + args.row_tiles * kTilePixels;
+    for (int64_t m = first; m < next && m < args.pixels(); ++m) {
       sum += args.open(args.patch(m, channel / args.geo.out_channels), channel % args.geo.out_channels);
     }
     args.bias_partials[i] = sum;
@@ -131,7 +155,7 @@ __global__ void direct_weight_gradient(WeightGradient<S> args, int64_t count) {
   using A = Accumulator<S>;
   const Geometry& geo = args.geo;
   const int64_t outputs = geo.groups * geo.out_channels, all = geo.batch * geo.out_pixels();
-  const Windows windows = Forward<S>::windows(geo, 0);
+  const Windows& windows = args.windows;
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
     const int64_t output = i % outputs, c = i / outputs % geo.in_channels, split = i / (count / args.splits);
     int64_t tap = i / outputs / geo.in_channels % (geo.kernel[0] * geo.kernel[1] * geo.kernel[2]);
@@ -145,7 +169,7 @@ __global__ void direct_weight_gradient(WeightGradient<S> args, int64_t count) {
     const int64_t end = first + args.split_places < all ? first + args.split_places : all;
     int64_t n = first / geo.out_pixels();
     int at[kAxes];
-    coordinates(windows, first % geo.out_pixels(), at);
+    coordinates(windows, static_cast<int>(first % geo.out_pixels()), at);
     A sum = 0;
     for (int64_t m = first; m < end; ++m) {
       int from[kAxes];

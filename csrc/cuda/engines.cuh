@@ -17,7 +17,7 @@ constexpr int kRowBytes = 64;                        // of K, in one step
 constexpr int kRowChunks = kRowBytes / kChunkBytes;  // in a row of Rows
 
 constexpr int kStages = 4;  // steps on their way at a time
-constexpr int kPad = 4;     // elements between the rows of finished tiles, so that their columns lie in different banks
+constexpr int kPad = 4;     // elements between the rows of finished tiles, so that columns are not all in one bank
 
 template <class S>
 constexpr int kChunk = kChunkBytes / sizeof(S);  // elements

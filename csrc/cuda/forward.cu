@@ -21,7 +21,7 @@ struct PackedWeight {
     if (row == taps * geo.in_channels && is_packed(given, geo)) return;
     copy = empty({outputs, row}, kScalar<S>, weight);
     data = ccn::data<S>(*copy);
-    launch_over(pack_weight<S, false>, outputs * row, geo, given, outputs * row, row, static_cast<int>(channels),
+    launch_over(pack_weight<S, false>, outputs * row, geo, Forward<S>::windows(geo, 0), given, outputs * row, row, static_cast<int>(channels),
                 mutable_data<S>(*copy));
   }
 
@@ -50,8 +50,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Tensor&
   if (y.numel() == 0) return {y, z, norm};
 
   const std::optional<Tensor> dense_bias = bias ? std::optional(in_layout(*bias, false, kScalar<S>)) : std::nullopt;
-  const Tensor typed_alpha = as_type(alpha, kScalar<S>);
-  const Forward<S> result{static_cast<A>(delta), dense_bias ? data<S>(*dense_bias) : nullptr, data<S>(typed_alpha), relu,
+  const Tensor wide_alpha = as_type(alpha, kSumScalar<S>);
+  const Forward<S> result{static_cast<A>(delta), dense_bias ? data<S>(*dense_bias) : nullptr, data<A>(wide_alpha), relu,
                           activation<S>(y, geo.out_channels, geo.out), save ? mutable_data<S>(z) : nullptr,
                           mutable_data<A>(norm)};
   if (goes_direct(geo)) {
@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Tensor&
   }
   const Source<S> source(input, geo);
   const PackedWeight<S> packed(weight, geo, source.activation.channels);
-  const Product<S> product{geo, source.activation, packed.data, packed.row, static_cast<int>(geo.out_channels), 1, nullptr,
+  const Product<S> product{geo, {}, source.activation, packed.data, packed.row, static_cast<int>(geo.out_channels), 1, nullptr,
                            nullptr};
   run_product(plan_of<S>(source.together, geo.out_channels, tf32), product, result, 1, input);
   return {y, z, norm};

@@ -6,12 +6,28 @@
 
 namespace ccn::cuda {
 
+// A block's place in a grid.
+struct TileOf {
+  int column, group, split, phase;
+  int64_t row;
+
+  // A grid has fewer than 2^31 blocks, so that 32 bits are enough.
+  __device__ TileOf(int block, int columns, int groups, int rows, int splits) {
+    column = block % columns;
+    block /= columns;
+    group = block % groups;
+    block /= groups;
+    row = block % rows;
+    block /= rows;
+    split = block % splits;
+    phase = block / splits;
+  }
+};
+
 struct Windows {
   Window axis[kAxes];
 
-  CCN_HOST_DEVICE int64_t places() const {
-    return static_cast<int64_t>(axis[0].places) * axis[1].places * axis[2].places;
-  }
+  CCN_HOST_DEVICE int places() const { return axis[0].places * axis[1].places * axis[2].places; }
   CCN_HOST_DEVICE int taps() const { return axis[0].taps * axis[1].taps * axis[2].taps; }
 };
 
@@ -55,14 +71,14 @@ struct Column {
   int shift[kAxes];  // from the first tap
   int64_t offset;
 
-  __device__ Column(const Activation<const S>& from, const Windows& windows, int64_t k) {
-    int64_t rest = k / from.channels;
-    channel = static_cast<int>(k % from.channels);
+  __device__ Column(const Activation<const S>& from, const Windows& windows, int k) {
+    int rest = k / from.channels;
+    channel = k - rest * from.channels;
     for (int axis = kAxes - 1; axis > 0; --axis) {
-      tap[axis] = static_cast<int>(rest % windows.axis[axis].taps);
+      tap[axis] = rest % windows.axis[axis].taps;
       rest /= windows.axis[axis].taps;
     }
-    tap[0] = static_cast<int>(rest);
+    tap[0] = rest;
     settle(from, windows);
   }
 
@@ -119,10 +135,11 @@ __device__ inline void fetch_apart(Chunk<S>* to, const Activation<const S>& from
 }
 
 // A place's coordinates, from its number among those of an image.
-__device__ inline void coordinates(const Windows& windows, int64_t index, int (&place)[kAxes]) {
-  place[2] = static_cast<int>(index % windows.axis[2].places);
-  place[1] = static_cast<int>(index / windows.axis[2].places % windows.axis[1].places);
-  place[0] = static_cast<int>(index / windows.axis[2].places / windows.axis[1].places);
+__device__ inline void coordinates(const Windows& windows, int index, int (&place)[kAxes]) {
+  const int line = index / windows.axis[2].places;
+  place[2] = index - line * windows.axis[2].places;
+  place[0] = line / windows.axis[1].places;
+  place[1] = line - place[0] * windows.axis[1].places;
 }
 
 }  // namespace ccn::cuda

@@ -9,6 +9,22 @@ constexpr int kTilePixels = 32;  // of the kernels that turn tiles around in sha
 constexpr int kTileLanes = kThreads / kTilePixels;
 constexpr int kEachLane = kTilePixels / kTileLanes;
 constexpr int64_t kMostRows = 1024;  // of partial sums
+constexpr float kLargestFloat = 3.402823466e38f;
+
+// Over a block of kThreads threads, all of which must call it; right in the first of them. [kThreads] is shared memory.
+template <class T, class Combine>
+__device__ T block_reduce(T* shared, T value, const Combine& combine) {
+  shared[threadIdx.x] = value;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < half) shared[threadIdx.x] = combine(shared[threadIdx.x], shared[threadIdx.x + half]);
+  }
+  return shared[0];
+}
+
+__device__ inline double block_sum(double* shared, double value) {
+  return block_reduce(shared, value, [](double a, double b) { return a + b; });
+}
 
 // A tile of 32 pixels by 32 channels is read along whichever of them lies together, and written along channels.
 struct TilePlace {
@@ -21,18 +37,20 @@ struct TilePlace {
   }
 };
 
+// A pixel, by its number among those of all images.
 struct PixelOf {
-  int64_t n, index;
-  int at[kAxes];
+  int64_t n;
+  int index, at[kAxes];
 
   template <class S>
   __device__ PixelOf(const Activation<S>& tensor, int64_t pixel) {
-    const int64_t area = static_cast<int64_t>(tensor.extent[1]) * tensor.extent[2], pixels = tensor.extent[0] * area;
+    const int pixels = tensor.extent[0] * tensor.extent[1] * tensor.extent[2];
     n = pixel / pixels;
-    index = pixel % pixels;
-    at[0] = static_cast<int>(index / area);
-    at[1] = static_cast<int>(index % area / tensor.extent[2]);
-    at[2] = static_cast<int>(index % tensor.extent[2]);
+    index = static_cast<int>(pixel - n * pixels);
+    const int line = index / tensor.extent[2];
+    at[2] = index - line * tensor.extent[2];
+    at[0] = line / tensor.extent[1];
+    at[1] = line - at[0] * tensor.extent[1];
   }
 };
 
@@ -83,10 +101,10 @@ struct Weight {
     return o * output + c * channel + taps[0] * tap[0] + taps[1] * tap[1] + taps[2] * tap[2];
   }
   // ... of a tap by its number
-  __device__ int64_t at(int64_t o, int64_t c, int64_t index, const Geometry& geo) const {
-    const int64_t line = index / geo.kernel[2], plane = line / geo.kernel[1];
-    const int taps[kAxes] = {static_cast<int>(plane), static_cast<int>(line - plane * geo.kernel[1]),
-                             static_cast<int>(index - line * geo.kernel[2])};
+  __device__ int64_t at(int64_t o, int64_t c, int index, const Geometry& geo) const {
+    const int height = static_cast<int>(geo.kernel[1]), width = static_cast<int>(geo.kernel[2]);
+    const int line = index / width, plane = line / height;
+    const int taps[kAxes] = {plane, line - plane * height, index - line * width};
     return at(o, c, taps);
   }
 };
@@ -94,13 +112,14 @@ struct Weight {
 // Rows of the product's second operand: [phases, rows, row], each of its taps, and channels padded to `padded` in each.
 // The forward's rows are outputs; the input gradient's (kGradient) are input channels, and what it sums are outputs.
 template <class S, bool kGradient>
-__global__ void pack_weight(Geometry geo, Weight<const S> weight, int64_t count, int64_t row, int padded, S* packed) {
+__global__ void pack_weight(Geometry geo, Windows first, Weight<const S> weight, int64_t count, int64_t row, int padded,
+                            S* packed) {
   const int64_t of_group = kGradient ? geo.in_channels : geo.out_channels, rows = of_group * geo.groups;
   const int summed = static_cast<int>(kGradient ? geo.out_channels : geo.in_channels);
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
     const int64_t r = i / row % rows, group = r / of_group;
     const int phase = static_cast<int>(i / row / rows), channel = static_cast<int>(i % row % padded);
-    const Windows windows = kGradient ? InputGradient<S>::windows(geo, phase) : Forward<S>::windows(geo, 0);
+    const Windows windows = phase == 0 ? first : InputGradient<S>::windows(geo, phase);
     int64_t tap = i % row / padded, kernel_tap = 0;
     const bool valid = tap < windows.taps() && channel < summed;
     for (int axis = kAxes - 1, scale = 1; valid && axis >= 0; --axis) {
@@ -110,7 +129,7 @@ __global__ void pack_weight(Geometry geo, Weight<const S> weight, int64_t count,
     }
     const int64_t output = kGradient ? group * geo.out_channels + channel : r;
     const int64_t input = kGradient ? r % geo.in_channels : channel;
-    packed[i] = valid ? weight.data[weight.at(output, input, kernel_tap, geo)] : S(0);
+    packed[i] = valid ? weight.data[weight.at(output, input, static_cast<int>(kernel_tap), geo)] : S(0);
   }
 }
 
@@ -122,17 +141,19 @@ struct Prologue {
   Geometry geo;
   Activation<const S> grad, y, z;  // y: the fused ReLU's output, z: u / d; data null where there is none
   const S* bias;                   // or null
-  const S* alpha;
+  const A* alpha;
   const A* r;                      // [N, groups, pixels]
   A delta;
   bool moment_from_y;              // take y - b for alpha * z
-  const A* scale;                  // of e, or null
+  const A* scale;                  // of e, and its inverse; or null
   int padded;                      // channels of a group in e
   S* e;                            // [N, pixels, groups, padded]
   A* q;                            // [N, groups, pixels], or null
-  int64_t rows;                    // of partial sums, a block each
+  int64_t row_tiles;               // of 32 pixels, whose sums are one row of partial sums
   A* bias_partials;                // [rows, groups * channels], or null
   A* moments;                      // [N, groups, pixels] sum_o grad * z, or null
+  int shares;                      // of a pixel's channels, 32 at a time in turn
+  A* moment_shares;                // [shares, N, groups, pixels], if there is more than one
 
   // One pixel of a group: where its first channel lies in each tensor, and its place in planes.
   struct Patch {
@@ -160,10 +181,16 @@ struct Prologue {
   __device__ S error(const Patch& patch, A open) const {
     return static_cast<S>(scale ? open * patch.inverse * *scale : open * patch.inverse);
   }
-  __device__ void finish(const Patch& patch, A moment) const {
-    const A factor = moment_from_y ? A(1) : A(*alpha);
-    if (q) q[patch.plane] = norm_gradient(factor * moment, r[patch.plane], delta);
-    if (moments) moments[patch.plane] = moment;
+  // |e|, but 0 where it is not finite: it must not decide for the rest.
+  __device__ float size(const Patch& patch, A open) const {
+    const float found = fabsf(static_cast<float>(open * patch.inverse));
+    return found <= kLargestFloat ? found : 0.0f;
+  }
+  // Given a patch's whole moment.
+  __device__ void finish(int64_t plane, A moment) const {
+    const A factor = moment_from_y ? A(1) : *alpha;
+    if (q) q[plane] = norm_gradient(factor * moment, r[plane], delta);
+    if (moments) moments[plane] = moment;
   }
 };
 
@@ -173,7 +200,7 @@ constexpr size_t prologue_shared_bytes() {
   return kTilePixels * (sizeof(typename Prologue<S>::Patch) + sizeof(A) * (2 * (kTilePixels + 1) + 2 * kTileLanes));
 }
 
-// A block a row of partial sums and a group: a range of pixels, 32 at a time, all channels of each.
+// A block a row of partial sums, a group, and a share of its channels: a range of pixels, 32 at a time.
 template <class S>
 __global__ void __launch_bounds__(kThreads, 4) backward_prologue(Prologue<S> args) {
   using A = Accumulator<S>;
@@ -184,16 +211,19 @@ __global__ void __launch_bounds__(kThreads, 4) backward_prologue(Prologue<S> arg
   A* const bias_sums = products + kTilePixels * kPitch;         // [lanes][32 channels]
   A* const moment_sums = bias_sums + kTileLanes * kTilePixels;  // [lanes][32 pixels]
   const int lane = threadIdx.x % kTilePixels, other = threadIdx.x / kTilePixels;
-  const int group = static_cast<int>(blockIdx.x % args.geo.groups), channels = static_cast<int>(args.geo.out_channels);
-  const int64_t block = blockIdx.x / args.geo.groups, tiles = ceil_div(args.pixels(), kTilePixels);
-  const int64_t begin = tiles * block / args.rows, end = tiles * (block + 1) / args.rows;
+  const int groups = static_cast<int>(args.geo.groups), channels = static_cast<int>(args.geo.out_channels);
+  const int task = blockIdx.x / args.shares, share = blockIdx.x - task * args.shares;
+  const int block = task / groups, group = task - block * groups;
+  const int64_t tiles = ceil_div(args.pixels(), kTilePixels);
+  const int64_t begin = block * args.row_tiles;
+  const int64_t end = begin + args.row_tiles < tiles ? begin + args.row_tiles : tiles;
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile * kTilePixels;
     const int rows = static_cast<int>(args.pixels() - first < kTilePixels ? args.pixels() - first : kTilePixels);
     if (static_cast<int>(threadIdx.x) < rows) patches[threadIdx.x] = args.patch(first + threadIdx.x, group);
     __syncthreads();
     A moment = 0;  // of pixel `lane`, over this thread's channels
-    for (int c = 0; c < args.padded; c += kTilePixels) {
+    for (int c = share * kTilePixels; c < args.padded; c += args.shares * kTilePixels) {
       for (int i = 0; i < kEachLane; ++i) {
         const TilePlace place(args.grad.channel == 1, i);
         const bool valid = place.pixel < rows && c + place.channel < channels;
@@ -210,13 +240,13 @@ __global__ void __launch_bounds__(kThreads, 4) backward_prologue(Prologue<S> arg
         sum += value;
         moment += products[lane * kPitch + other * kEachLane + i];
         if (pixel < rows && c + lane < args.padded) {
-          args.e[((first + pixel) * args.geo.groups + group) * args.padded + c + lane] = args.error(patches[pixel], value);
+          args.e[((first + pixel) * groups + group) * args.padded + c + lane] = args.error(patches[pixel], value);
         }
       }
       bias_sums[other * kTilePixels + lane] = sum;
       __syncthreads();
       if (args.bias_partials && other == 0 && c + lane < channels) {
-        A& total = args.bias_partials[(block * args.geo.groups + group) * channels + c + lane];
+        A& total = args.bias_partials[(static_cast<int64_t>(block) * groups + group) * channels + c + lane];
         A added = tile == begin ? A(0) : total;
         for (int i = 0; i < kTileLanes; ++i) added += bias_sums[i * kTilePixels + lane];
         total = added;
@@ -227,33 +257,52 @@ __global__ void __launch_bounds__(kThreads, 4) backward_prologue(Prologue<S> arg
     if (other == 0 && lane < rows) {
       moment = 0;
       for (int i = 0; i < kTileLanes; ++i) moment += moment_sums[i * kTilePixels + lane];
-      args.finish(patches[lane], moment);
+      if (args.shares > 1) args.moment_shares[share * args.pixels() * groups + patches[lane].plane] = moment;
+      if (args.shares == 1) args.finish(patches[lane].plane, moment);
     }
     __syncthreads();
   }
 }
 
-// The largest |e| that each block finds, and then the power of two that brings the largest of all below `top`.
 template <class S>
-__global__ void largest_error(Prologue<S> args, float* largest) {
-  float* const shared = reinterpret_cast<float*>(shared_memory());  // [threads]
-  const bool together = args.grad.channel == 1;
-  const int64_t groups = args.geo.groups, pixels = args.geo.out_pixels();
+__global__ void add_moments(Prologue<S> args, int64_t patches) {
+  for (int64_t i = thread_index(); i < patches; i += thread_count()) {
+    Accumulator<S> moment = 0;
+    for (int share = 0; share < args.shares; ++share) moment += args.moment_shares[share * patches + i];
+    args.finish(i, moment);
+  }
+}
+
+// The largest |e| that each block finds; then the power of two that brings the largest of all below `top`, and its inverse.
+template <class S>
+__global__ void __launch_bounds__(kThreads) largest_error(Prologue<S> args, float* largest) {
+  auto* const patches = reinterpret_cast<typename Prologue<S>::Patch*>(shared_memory());
+  float* const found = reinterpret_cast<float*>(patches + kTilePixels);  // [threads]
+  const int groups = static_cast<int>(args.geo.groups), task = blockIdx.x / args.shares;
+  const int share = blockIdx.x - task * args.shares, block = task / groups, group = task - block * groups;
+  const int64_t begin = block * args.row_tiles * kTilePixels, end = begin + args.row_tiles * kTilePixels;
   float most = 0;
-  for (int64_t i = thread_index(); i < args.pixels() * groups; i += thread_count()) {
-    const int64_t group = together ? i % groups : i / pixels % groups;
-    const auto patch = args.patch(together ? i / groups : i / pixels / groups * pixels + i % pixels, group);
-    for (int64_t c = 0; c < args.geo.out_channels; ++c) {
-      most = fmaxf(most, fabsf(static_cast<float>(args.open(patch, c) * patch.inverse)));
+  for (int64_t first = begin; first < end && first < args.pixels(); first += kTilePixels) {
+    const int rows = static_cast<int>(args.pixels() - first < kTilePixels ? args.pixels() - first : kTilePixels);
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < rows) patches[threadIdx.x] = args.patch(first + threadIdx.x, group);
+    __syncthreads();
+    for (int c = share * kTilePixels; c < args.geo.out_channels; c += args.shares * kTilePixels) {
+      for (int i = 0; i < kEachLane; ++i) {
+        const TilePlace place(args.grad.channel == 1, i);
+        if (place.pixel >= rows || c + place.channel >= args.geo.out_channels) continue;
+        const auto& patch = patches[place.pixel];
+        most = fmaxf(most, args.size(patch, args.open(patch, c + place.channel)));
+      }
     }
   }
-  shared[threadIdx.x] = most;
-  __syncthreads();
-  for (int half = blockDim.x / 2; half > 0; half /= 2) {
-    if (static_cast<int>(threadIdx.x) < half) shared[threadIdx.x] = fmaxf(shared[threadIdx.x], shared[threadIdx.x + half]);
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) largest[blockIdx.x] = shared[0];
+  most = block_reduce(found, most, [](float a, float b) { return fmaxf(a, b); });
+  if (threadIdx.x == 0) largest[blockIdx.x] = most;
+}
+
+template <class S>
+constexpr size_t largest_shared_bytes() {
+  return kTilePixels * sizeof(typename Prologue<S>::Patch) + kThreads * sizeof(float);
 }
 
 template <class Scale>
@@ -261,40 +310,36 @@ __global__ void scale_for_errors(const float* largest, int64_t count, float top,
   float most = 0;
   for (int64_t i = threadIdx.x; i < count; i += kWarp) most = fmaxf(most, largest[i]);
   for (int offset = kWarp / 2; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
-  // nothing to scale, or nothing that scaling could save
-  if (threadIdx.x == 0) *scale = most > 0 && most <= 3.4e38f ? exp2f(fminf(floorf(log2f(top / most)), 100.0f)) : 1.0f;
+  if (threadIdx.x != 0) return;
+  const float power = most > 0 ? fminf(floorf(log2f(top / most)), 100.0f) : 0.0f;
+  scale[0] = exp2f(power);
+  scale[1] = exp2f(-power);
 }
 
-// The sum over a block of kThreads threads; all of them must call it. Right in the first thread.
-__device__ inline double block_sum(double* shared, double value) {
-  shared[threadIdx.x] = value;
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < half) shared[threadIdx.x] += shared[threadIdx.x + half];
-  }
-  return shared[0];
-}
-
-// sums[c] = the sum of a column, a warp a column: each lane every 32nd row, then the lanes in a fixed order.
+// sums[c] = the sum of a column. A block 32 columns: each lane every 8th row of one, then the lanes in their order.
 template <class T, class S>
-__global__ void sum_columns(const T* values, int64_t rows, int64_t columns, S* sums) {
-  const int lane = threadIdx.x % kWarp;
-  for (int64_t c = thread_index() / kWarp; c < columns; c += thread_count() / kWarp) {
-    double sum = 0;
-    for (int64_t row = lane; row < rows; row += kWarp) sum += values[row * columns + c];
-    sum = warp_sum(sum);
-    if (lane == 0) sums[c] = static_cast<S>(sum);
-  }
+__global__ void __launch_bounds__(kThreads) sum_columns(const T* values, int64_t rows, int64_t columns, S* sums) {
+  double* const lanes = reinterpret_cast<double*>(shared_memory());  // [lanes][32]
+  const int lane = threadIdx.x % kTilePixels, other = threadIdx.x / kTilePixels;
+  const int64_t column = blockIdx.x * static_cast<int64_t>(kTilePixels) + lane;
+  double sum = 0;
+  for (int64_t row = other; row < rows && column < columns; row += kTileLanes) sum += values[row * columns + column];
+  lanes[other * kTilePixels + lane] = sum;
+  __syncthreads();
+  if (other != 0 || column >= columns) return;
+  sum = 0;
+  for (int i = 0; i < kTileLanes; ++i) sum += lanes[i * kTilePixels + lane];
+  sums[column] = static_cast<S>(sum);
 }
 
-// partials[block] = the sum of a share of the values
-template <class T>
-__global__ void __launch_bounds__(kThreads) sum_share(const T* values, int64_t count, double* partials) {
+// sums[block] = the sum of a share of the values
+template <class T, class S>
+__global__ void __launch_bounds__(kThreads) sum_share(const T* values, int64_t count, S* sums) {
   double* const shared = reinterpret_cast<double*>(shared_memory());  // [threads]
   double sum = 0;
   for (int64_t i = thread_index(); i < count; i += thread_count()) sum += values[i];
   const double total = block_sum(shared, sum);
-  if (threadIdx.x == 0) partials[blockIdx.x] = total;
+  if (threadIdx.x == 0) sums[blockIdx.x] = static_cast<S>(total);
 }
 
 // dw = alpha * the sum of the shares, in the weight's own strides; and <weight, dw / alpha>, a partial sum a block.
@@ -304,9 +349,9 @@ struct FinishWeight {
 
   Geometry geo;
   const A* shares;  // [splits, groups * outputs, taps, padded channels]
-  int splits, padded;
-  const S* alpha;
-  const A* scale;  // that e was multiplied by, or null
+  int splits, taps, padded;
+  const A* alpha;
+  const A* scale;  // of e, and its inverse; or null
   Weight<const S> weight;
   Weight<S> dw;
   double* products;  // [blocks]
@@ -317,16 +362,17 @@ __global__ void __launch_bounds__(kThreads) finish_weight(FinishWeight<S> args) 
   using A = Accumulator<S>;
   double* const shared = reinterpret_cast<double*>(shared_memory());  // [threads]
   const Geometry& geo = args.geo;
-  const int64_t taps = geo.kernel[0] * geo.kernel[1] * geo.kernel[2], outputs = geo.groups * geo.out_channels;
-  const int64_t count = outputs * taps * geo.in_channels, stride = outputs * taps * args.padded;
+  const int channels = static_cast<int>(geo.in_channels), taps = args.taps;
+  const int64_t outputs = geo.groups * geo.out_channels, stride = outputs * taps * args.padded;
   double product = 0;
-  for (int64_t i = thread_index(); i < count; i += thread_count()) {
-    const int64_t channel = i % geo.in_channels, row = i / geo.in_channels, tap = row % taps, output = row / taps;
+  for (int64_t i = thread_index(); i < outputs * taps * channels; i += thread_count()) {
+    const int index = static_cast<int>(i), row = index / channels, channel = index - row * channels;
+    const int output = row / taps, tap = row - output * taps;
     A sum = 0;
-    for (int split = 0; split < args.splits; ++split) sum += args.shares[split * stride + row * args.padded + channel];
-    if (args.scale) sum /= *args.scale;
+    for (int split = 0; split < args.splits; ++split) sum += args.shares[split * stride + static_cast<int64_t>(row) * args.padded + channel];
+    if (args.scale) sum *= args.scale[1];
     product += static_cast<double>(sum) * static_cast<double>(args.weight.data[args.weight.at(output, channel, tap, geo)]);
-    args.dw.data[args.dw.at(output, channel, tap, geo)] = static_cast<S>(A(*args.alpha) * sum);
+    args.dw.data[args.dw.at(output, channel, tap, geo)] = static_cast<S>(*args.alpha * sum);
   }
   const double total = block_sum(shared, product);
   if (threadIdx.x == 0) args.products[blockIdx.x] = total;

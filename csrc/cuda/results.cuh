@@ -51,7 +51,7 @@ struct Forward {
 
   A delta;
   const S* bias;  // [groups * outputs], or null
-  const S* alpha;
+  const A* alpha;
   bool relu;
   Activation<S> y;
   S* z;  // as y, or null
@@ -63,7 +63,7 @@ struct Forward {
   __device__ bool channels_together() const { return y.channel == 1; }
   __device__ bool writes_chunks(int channels) const { return takes_chunks(y, channels); }
 
-  __device__ Place<A> place(const Geometry& geo, const Windows& windows, int group, int64_t n, int64_t index, A squares,
+  __device__ Place<A> place(const Geometry& geo, const Windows& windows, int group, int64_t n, int index, A squares,
                             bool first) const {
     int at[kAxes];
     coordinates(windows, index, at);
@@ -94,8 +94,8 @@ struct InputGradient {
   using A = Accumulator<S>;
   static constexpr bool kSquares = false, kAnySource = false;
 
-  const S* alpha;
-  const A* scale;  // that e was multiplied by, or null
+  const A* alpha;
+  const A* scale;  // of e, and its inverse; or null
   Activation<const S> x;
   const A* q;  // [N, groups, output pixels]
   Activation<S> dx;
@@ -108,7 +108,7 @@ struct InputGradient {
   __device__ bool channels_together() const { return dx.channel == 1; }
   __device__ bool writes_chunks(int channels) const { return takes_chunks(dx, channels) && takes_chunks(x, channels); }
 
-  __device__ Place<A> place(const Geometry& geo, const Windows& windows, int group, int64_t n, int64_t index, A,
+  __device__ Place<A> place(const Geometry& geo, const Windows& windows, int group, int64_t n, int index, A,
                             bool) const {
     int at[kAxes], pixel[kAxes];
     coordinates(windows, index, at);
@@ -118,12 +118,14 @@ struct InputGradient {
 
   template <int kCount>
   __device__ void write(const Place<A>& at, int64_t channel, const A* sums) const {
-    const A factor = scale ? A(*alpha) / *scale : A(*alpha);
+    const A factor = scale ? *alpha * scale[1] : *alpha;
     S values[kCount], gradient[kCount];
     read_values<kCount>(x.data + at.other + channel * x.channel, values);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      gradient[i] = static_cast<S>(input_gradient(factor * sums[i], A(values[i]), at.factor));
+      // where no patch has seen x, it may be infinite
+      const A norm_term = at.factor == A(0) ? A(0) : A(values[i]);
+      gradient[i] = static_cast<S>(input_gradient(factor * sums[i], norm_term, at.factor));
     }
     write_values<kCount>(dx.data + at.offset + channel * dx.channel, gradient);
   }

@@ -9,6 +9,7 @@ namespace ccn::cuda {
 template <class S>
 struct WeightGradient {
   Geometry geo;
+  Windows windows;
   Activation<const S> x;
   const S* e;          // [N, places, groups, e_channels], channels padded with zeros to whole chunks
   int e_channels, outputs;
@@ -101,30 +102,26 @@ __global__ void __launch_bounds__(E::kThreads, 2) weight_gradient(WeightGradient
   using S = typename E::S;
   using A = typename E::A;
   constexpr int kPitch = E::kN + kPad;
-  const Windows windows = Forward<S>::windows(args.geo, 0);
+  const Windows& windows = args.windows;
   const int depth = windows.taps() * args.x.channels;
   const int rows = (depth + E::kM - 1) / E::kM, columns = (args.outputs + E::kN - 1) / E::kN;
-  int64_t block = blockIdx.x;
-  const int first_output = static_cast<int>(block % columns) * E::kN;
-  block /= columns;
-  const int first_k = static_cast<int>(block % rows) * E::kM;
-  block /= rows;
-  const int group = static_cast<int>(block % args.geo.groups);
-  const int64_t split = block / args.geo.groups, all = args.geo.batch * windows.places();
+  const TileOf tile(blockIdx.x, columns, static_cast<int>(args.geo.groups), rows, args.splits);
+  const int first_output = tile.column * E::kN, first_k = tile.row * E::kM, group = tile.group;
+  const int64_t split = tile.split, all = args.geo.batch * windows.places();
   const int64_t first = split * args.split_places;
   const int64_t end = first + args.split_places < all ? first + args.split_places : all;
 
   S* const stages = reinterpret_cast<S*>(shared_memory());
-  const auto stage = [&](int64_t index) { return stages + index % kStages * E::kStageElements; };
-  const int64_t count = ceil_div(end - first, kStep<S>);
+  const auto stage = [&](int index) { return stages + index % kStages * E::kStageElements; };
+  const int count = static_cast<int>(ceil_div(end - first, kStep<S>));
   E engine;
   PlaceFeeder<E, kTogether> feeder(args, windows, group, first_k, first_output, first, end);
-  const auto fetch = [&](int64_t index) {
+  const auto fetch = [&](int index) {
     if (index < count) feeder.fetch(stage(index), stage(index) + E::kM * kStep<S>);
     commit_copies();
   };
-  for (int64_t step = 0; step < kStages - 1; ++step) fetch(step);
-  for (int64_t step = 0; step < count; ++step) {
+  for (int step = 0; step < kStages - 1; ++step) fetch(step);
+  for (int step = 0; step < count; ++step) {
     wait_for_copies<kStages - 2>();
     __syncthreads();
     fetch(step + kStages - 1);

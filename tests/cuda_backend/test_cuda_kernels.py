@@ -5,12 +5,7 @@ import pytest
 import torch
 from emulator import emulated
 
-from ccn_kernels import backends
-
 DEVICE = emulated.device()
-if reason := backends.explain(DEVICE)["cuda"]:
-    pytest.skip(reason, allow_module_level=True)
-
 NHWC = (True, True)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 WAYS = {  # what decides: channels in whole chunks, tiles of 128 outputs, splits of K, phases of a stride, groups

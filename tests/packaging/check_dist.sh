@@ -69,5 +69,6 @@ if command -v nvcc >/dev/null; then
   (cd "$scratch" && sdist/bin/ccn env | tee env.txt | grep -A 12 "^ccn_kernels")
   grep -q "CUDA architectures 8.0;9.0a" "$scratch/env.txt"
   try sdist cpu
+  .venv/bin/python tests/guard/cuda_kernels.py "$scratch"/sdist/lib/python*/site-packages/ccn_kernels/libccn_native.so
 fi
 echo "packaging checks passed"

@@ -1,7 +1,8 @@
-// One call, the same for every device: its convolution by ATen, its chunks of the batch, its operands.
+// One call: its convolution by ATen, its chunks of the batch, its operands.
 #pragma once
 
-#include "tensors.h"
+#include "../tensors.h"
+#include "operands.h"
 
 namespace ccn {
 
@@ -103,30 +104,6 @@ Tensor empty_result(const Operands<T>& operands, int64_t batch, bool channels_la
 struct WinogradWeight {
   std::optional<Tensor> values;
   bool uneven = false;
-};
-
-// For devices that have no convolution of their own: what they answer, and what is then never called.
-struct AtenOnly {
-  template <class T>
-  static bool suits_winograd(const Layout&) { return false; }
-  template <class T, class... Args>
-  static bool winograd_forward(const Args&...) { return false; }
-  template <class T, class... Args>
-  static bool winograd_input_gradient(const Args&...) { return false; }
-  template <class T, class... Args>
-  static bool winograd_accumulate(const Args&...) { return false; }
-  template <class T, class... Args>
-  static void winograd_weight_gradient(const Args&...) {}
-  template <class T>
-  static std::optional<Tensor> pack(const Layout&, const Tensor&, const Tensor&) { return std::nullopt; }
-  template <class T, class... Args>
-  static void direct(const Args&...) {}
-  template <class T, class... Args>
-  static bool divide_pixels(const Args&...) { return false; }
-  template <class T>
-  static int64_t backward_at_once_tasks(const Layout&) { return 0; }
-  template <class T>
-  static void backward_at_once(const Layout&, const DepthwiseBackward<T>&) {}
 };
 
 }  // namespace ccn

@@ -1,7 +1,7 @@
-// What the passes around the convolution read and write, on any device.
+// What the passes around the convolution read and write.
 #pragma once
 
-#include "compact_conv.h"
+#include "../compact_conv.h"
 
 namespace ccn {
 
