@@ -9,7 +9,7 @@ CUDA_ARCHITECTURES := 8.0;9.0a;10.0
 ACCEPTED := $(if $(ACCEPT),--accept)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test test-triton test-cuda test-oldest-triton kernels cuda-kernels example guard lint dist bench readme gpu abi-check clean
+.PHONY: demo test test-triton test-cuda sanitize-cuda test-oldest-triton kernels cuda-kernels example guard lint dist bench readme gpu abi-check clean
 
 demo: $(VENV)/built  ## trains and attacks plain and compact networks on digits, prints a table, draws a picture
 	$(VENV)/bin/ccn demo
@@ -22,6 +22,10 @@ test-triton: $(VENV)/built  ## the Triton kernels in Triton's interpreter: no GP
 
 test-cuda: $(VENV)/built  ## the CUDA C++ kernels, compiled for and run on a CPU: no GPU and no nvcc needed
 	CCN_EMULATED=1 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest
+
+sanitize-cuda: $(VENV)/built  ## the same, every one over small shapes, under AddressSanitizer
+	CCN_EMULATED=1 OMP_WAIT_POLICY=passive LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) \
+	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 $(PYTHON) benchmarks/sanitizer_sweep.py --backends cuda
 
 test-oldest-triton: $(OLDEST)/deps $(ARCHITECTURES:%=oldest-kernels-%)  ## the same, and the offline compilation, under the oldest Triton that is supported
 	$(INTERPRETED) $(OLDEST)/bin/python -m pytest tests/triton_backend

@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py [--parts kernel-notes,networks] [--budget 420] [--out DIR]
 
+First the library is built with its CUDA kernels; where that cannot be done, the one that lies in the checkout serves.
 Throughput is what `ccn bench` measures, part by part, into the GPU's record. Programs (the tests, compute-sanitizer)
 and diagnostics of our kernels (tiles, launches, ablation, host time) go to a file beside it. A part that is done for
 this state of the package is left alone; one that ran out of its budget goes on where it stopped when it is called
@@ -27,14 +28,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from gpu_parts import NAMES, ROWS, THROUGHPUT
+from gpu_parts.library import provide
 from gpu_parts.record import Record, card, failures
 from gpu_parts.run import DryClock, Run, running
 from gpu_parts.summary import summary
 
+from ccn_kernels import backends
 from ccn_kernels.bench import record as throughput
 from ccn_kernels.bench import work as bench
 from ccn_kernels.bench.clock import GpuClock
-from ccn_kernels.bench.settings import Settings
+from ccn_kernels.bench.providers import OURS
+from ccn_kernels.bench.settings import PROVIDERS, Settings
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 LEAST = 10.0  # seconds of a budget that another process is started for
@@ -53,6 +57,7 @@ def main() -> int:
     if args.child:
         diagnose(args, diagnostics)
         return 0
+    note(diagnostics, provide(args.out / "build.log", args.dry_run))
     broken = [part for part in args.parts if not (measure if part in THROUGHPUT else do)(part, args)]
     print(f"\n{record}\n{diagnostics}\n\n{summary(record, Record(diagnostics), args.parts)}", flush=True)
     ours = record.exists() and any(row["failure"] for row in throughput.Record.load(record).rows if is_ours(row))
@@ -60,7 +65,8 @@ def main() -> int:
 
 
 def is_ours(row: dict[str, Any]) -> bool:
-    return row["provider"] == "ccn"
+    """A provider of ours, by a backend that is there: that one is not is said, and no failure."""
+    return row["provider"] in OURS and backends.get(row["backend"]).unavailable() is None
 
 
 def arguments() -> argparse.Namespace:
@@ -94,6 +100,12 @@ def paths(args: argparse.Namespace) -> tuple[Path, Path]:
     return args.out / record, args.out / f"{device}-diagnostics.json"
 
 
+def note(path: Path, library: dict[str, str]) -> None:
+    record = Record(path)
+    record.data["library"] = library
+    record.save()
+
+
 # Throughput.
 
 
@@ -115,7 +127,14 @@ def measure(part: str, args: argparse.Namespace) -> bool:
 def settings_of(options: dict[str, Any], args: argparse.Namespace) -> Settings:
     if args.dry_run:
         networks = "networks" in options.get("suites", ())
-        options = {**options, **TINY, "suites": ("tiny-networks",) if networks else ("tiny",), "threads": 1}
+        here = tuple(name for name in options.get("providers", ()) if name in PROVIDERS["cpu"])
+        options = {
+            **options,
+            **TINY,
+            "providers": here,
+            "suites": ("tiny-networks",) if networks else ("tiny",),
+            "threads": 1,
+        }
     else:
         options = {"device": "cuda", **options, "rounds": args.rounds}
     if args.rows:

@@ -21,6 +21,8 @@ NAMES = {
     "cudnn_epilogue": "cuDNN + our epilogue",
     "cudnn_frontend": "cuDNN's fused graph",
     "ccn": "ccn_kernels",
+    "ccn_cuda": "ccn_kernels, CUDA C++",
+    "ccn_triton": "ccn_kernels, Triton",
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from ccn_kernels import backends
 from ccn_kernels.backends import cuda
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode refuses matrix products without it
 CUDA_TESTS = Path(__file__).parent / "cuda_backend"
 EMULATED = os.environ.pop("CCN_EMULATED", None) == "1"  # the CUDA kernels too, on a CPU
 if EMULATED:
@@ -57,7 +58,7 @@ def kernels(request):
 
 def exact_products():
     """The oracle's tolerance for fp32 is fp32's own. Set by the old switches: torch.export reads them."""
-    if EMULATED:
+    if EMULATED or torch.cuda.is_available():
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 

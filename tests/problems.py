@@ -1,5 +1,6 @@
 """Random calls with zero patches in them, the naive two-branch module, and the criterion of accuracy."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import oracle
@@ -76,6 +77,24 @@ class Problem:
             return two_branch(x, w, b, alpha, self.delta, self.relu, **self.geometry)
 
         return differentiate(call, self.operands, self.grad)
+
+
+def moved(tensor, device, dtype=None):
+    """On the device and in the dtype, with the same strides and all that lies between its elements."""
+    whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+    return whole.to(device, dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def placed(problem, device):
+    """The problem with all its tensors on the device."""
+    tensors = {name: getattr(problem, name) for name in ("input", "weight", "bias", "alpha", "grad")}
+    tensors = {name: moved(tensor, device) for name, tensor in tensors.items() if tensor is not None}
+    return dataclasses.replace(problem, **tensors)
+
+
+def run_on(problem, device, backend):
+    """Output and gradients of the package, computed on the device, on the CPU."""
+    return {name: value.cpu() for name, value in placed(problem, device).run(backend).items()}
 
 
 def differentiate(call, operands, grad):
@@ -177,6 +196,11 @@ def yardstick(name, naive, want, rounding, eps):
     if error > 64 * eps or error != error:
         return 4 * eps  # overflow, to NaN or to a norm of infinity
     return max(error, relative_norm(rounding / 6, want))  # so may a few: what roundings of random signs cost on average
+
+
+def assert_same_bits(one, two):
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
 
 
 def strides(tensor):

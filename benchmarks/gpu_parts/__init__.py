@@ -11,7 +11,7 @@ ROWS = {
 }
 
 # What `ccn bench` measures, as options of ccn_kernels.bench.settings; compilers take their time, so they come last.
-ALL = ("conv", "conv_nobias", "two_branch", "cudnn_epilogue", "cudnn_frontend", "ccn")
+ALL = ("conv", "conv_nobias", "two_branch", "cudnn_epilogue", "cudnn_frontend", "ccn", "ccn_cuda")
 COMPILED = (*ALL, "two_branch_compiled", "two_branch_max_autotune")
 THROUGHPUT = {
     "kernel-notes": [{"passes": ("forward", "training", "backward"), "providers": ALL}],

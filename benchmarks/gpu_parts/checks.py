@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 from collections import Counter
 
+from ccn_kernels import backends
 from ccn_kernels.bench.record import ROOT, without_paths
 
+from .programs import execute
 from .run import Row, Rows, Run
 
-TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("triton*"))
+KERNELS = ("triton", "cuda")  # the backends that have some for a GPU
+TESTS = ("tests/triton_backend", "tests/cuda_backend", "tests/gpu")
 SWEEP = ROOT / "benchmarks" / "sanitizer_sweep.py"
 DONE = "sweep: all right"  # the sweep's last line
 SANITIZER = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
+TOOLS = ("memcheck", "synccheck", "initcheck", "racecheck")  # the slowest comes last
+SHARE = 0.5  # of the time left, for one tool and backend
 TAIL = 8_000  # characters of output that the record keeps
 WORKERS = 8
 OUTCOMES = ("passed", "failed", "errors", "error", "skipped", "xfailed", "xpassed", "deselected")
@@ -30,26 +34,41 @@ def tests(run: Run) -> Rows:
 
 
 def sanitizer(run: Run) -> Rows:
-    """The sweep alone first: it compiles what the tools then find in Triton's cache."""
-    return {
-        "sweep": functools.partial(sweep, run),
-        "memcheck": functools.partial(check, run, "memcheck", 0.4),
-        "racecheck": functools.partial(check, run, "racecheck", 1.0),
-    }
+    """The sweeps alone first: they compile what the tools then find in Triton's cache."""
+    rows = {f"sweep, {name}": functools.partial(sweep, run, name) for name in KERNELS}
+    pairs = itertools.product(TOOLS, KERNELS)
+    return rows | {f"{tool}, {name}": functools.partial(check, run, tool, name) for tool, name in pairs}
+
+
+def limit(run: Run, share: float = 1.0) -> float:
+    """Seconds, of those that are left."""
+    return max(10.0, share * run.left)
 
 
 def pytest(run: Run) -> Row:
-    command = [sys.executable, "-m", "pytest", *TESTS, "-vv", "--tb=short", "-rfE"]
+    command = [sys.executable, "-m", "pytest", *TESTS, "-vv", "--tb=short", "-rfEs"]
     if run.dry_run:
         command.append("--collect-only")
     elif importlib.util.find_spec("xdist"):  # most of the time goes into compiling, on one core a worker
         command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
-    code, output = execute(run, command)
+    code, output = execute(command, limit(run))
     (run.folder / "tests.log").write_text(output)
-    row: Row = {"kind": "tests", "exit": code, "counts": counts(output), "output": output[-TAIL:]}
+    row: Row = {
+        "kind": "tests",
+        "exit": code,
+        "counts": counts(output),
+        "not run": not_run(run),
+        "output": output[-TAIL:],
+    }
     if code != 0:
         row["failed"] = f"pytest ended with {'a time-out' if code is None else code}: {row['counts']}"
     return row
+
+
+def not_run(run: Run) -> dict[str, str]:
+    """The backends that do not run here, and why: their tests are skipped."""
+    reasons = backends.explain(run.device)
+    return {name: without_paths(reason) for name in KERNELS if (reason := reasons[name])}
 
 
 def counts(output: str) -> dict[str, int]:
@@ -59,24 +78,33 @@ def counts(output: str) -> dict[str, int]:
     return found or dict(Counter(word.lower() for word in re.findall(r"\b(PASSED|FAILED|SKIPPED|ERROR)\b", output)))
 
 
-def sweep(run: Run) -> Row:
-    code, output = execute(run, [sys.executable, str(SWEEP)])
+def sweep(run: Run, name: str) -> Row:
+    if reason := sweepless(run, name):
+        return {"kind": "sweep", "unavailable": reason}
+    code, output = execute(sweep_of(name), limit(run), {"CCN_EMULATED": "1"} if run.dry_run and name == "cuda" else {})
     row: Row = {"kind": "sweep", "exit": code, "output": output[-TAIL:]}
     if code != 0 or DONE not in output:
         row["failed"] = f"the sweep ended with {'a time-out' if code is None else code}: {output[-300:]}"
     return row
 
 
-def check(run: Run, tool: str, share: float) -> Row:
+def sweep_of(name: str) -> list[str]:
+    return [sys.executable, str(SWEEP), "--backends", name]
+
+
+def sweepless(run: Run, name: str) -> str | None:
+    """Why a backend's kernels are not swept; in a dry run all are, emulated or interpreted."""
+    return None if run.dry_run else not_run(run).get(name)
+
+
+def check(run: Run, tool: str, name: str) -> Row:
     program = next((found for name in SANITIZER if (found := shutil.which(name))), None)
-    if program is None or run.dry_run:
-        return {
-            "kind": "sanitizer",
-            "unavailable": "compute-sanitizer is not installed" if program is None else "dry run",
-        }
-    command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, str(SWEEP)]
+    reason = "dry run" if run.dry_run else sweepless(run, name)
+    if program is None or reason:
+        return {"kind": "sanitizer", "unavailable": reason or "compute-sanitizer is not installed"}
+    command = [program, "--tool", tool, "--error-exitcode", "9", *sweep_of(name)]
     # each tensor gets memory of its own, so that reads beyond one are seen
-    code, output = execute(run, command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, share)
+    code, output = execute(command, limit(run, SHARE), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     return {"kind": "sanitizer", "exit": code, **verdict(code, output), "output": output[-TAIL:]}
 
 
@@ -90,21 +118,3 @@ def verdict(code: int | None, output: str) -> Row:
     if code is None:
         return {**found, "unavailable": "it ran out of its time"}
     return {**found, "failed": "; ".join(summaries) or f"it ended with {code} and no summary: {output[-300:]}"}
-
-
-def execute(
-    run: Run, command: list[str], extra: dict[str, str] | None = None, share: float = 1.0
-) -> tuple[int | None, str]:
-    """Exit status (None: out of its share of the time left) and output, without this machine's paths."""
-    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths, **(extra or {})}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace", process_group=0,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=max(10.0, share * run.left))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # with what it has started, which would keep the GPU busy
-        output, _ = process.communicate()
-        return None, without_paths(output)
-    return process.returncode, without_paths(output)

@@ -31,7 +31,7 @@ def summary(path: Path, diagnostics: Record, parts: Iterable[str]) -> str:
         "host": [("host, microseconds a call", host(diagnostics))],
     }  # fmt: skip
     parts = list(parts)
-    chosen = [block for part in parts for block in blocks.get(part, [])]
+    chosen = [("the library", library(diagnostics)), *(block for part in parts for block in blocks.get(part, []))]
     if any(part in THROUGHPUT for part in parts):
         chosen.append((f"throughput; ceilings: {ceilings(record)}", tell.summary(kernel_times(record.rows))))
     chosen.append(("targets", targets(record.rows, diagnostics)))
@@ -112,7 +112,12 @@ def checks(record: Record, part: str) -> str:
     for key, row in record.rows(part).items():
         said = row.get("unavailable") or row.get("failed") or row.get("counts") or row.get("summary") or "right"
         lines.append(f"{key}: {said}")
+        lines += [f"{key} of {name}: not run, {reason}" for name, reason in row.get("not run", {}).items()]
     return "\n".join(lines)
+
+
+def library(record: Record) -> str:
+    return "\n".join(f"{name}: {said}" for name, said in record.data.get("library", {}).items())
 
 
 def missing(record: Record) -> list[str]:

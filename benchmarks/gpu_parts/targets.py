@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ccn_kernels.bench.record import Row
+from ccn_kernels.bench.record import JOB, Row
 from ccn_kernels.bench.tell import markdown
 
 from .record import Record
@@ -16,14 +16,15 @@ Cases = dict[str, dict[Who, Row]]  # by workload
 Target = tuple[str, str, str, bool | None]
 
 SHARES = {"Cin = 3": 80, "Cout >= 256": 65, "Cout = 128": 55, "Cout = 64": 40}  # percent of the floor
-CONV, OURS = ("conv", None), ("ccn", None)
+CONV, OURS, CUDA = ("conv", None), ("ccn", None), ("ccn_cuda", None)
 TWO_BRANCH = (("two_branch", "ones"), ("two_branch", "pool"))
+EAGER = (*TWO_BRANCH, ("two_branch", None))  # a linear layer's has one form
 MAX_AUTOTUNE = ("two_branch_max_autotune", "pool")
 
 
 def targets(rows: list[Row], diagnostics: Record) -> str:
     """A Markdown table: goal, what was measured, and whether it is met."""
-    found = [*speeds(rows), *compilers(rows), *shares(rows), *costs(rows, diagnostics)]
+    found = [*speeds(rows), *own_kernels(rows), *compilers(rows), *shares(rows), *costs(rows, diagnostics)]
     lines = [[name, goal, text, None if met is None else "yes" if met else "no"] for name, goal, text, met in found]
     return markdown(["target", "goal", "measured", "met"], lines)
 
@@ -51,7 +52,16 @@ def cases(rows: Iterable[Row], which: str, timing: str = "graph") -> Cases:
     return found
 
 
-def ratios(found: Cases, above: Iterable[Who], below: Iterable[Who]) -> list[float]:
+def everywhere(rows: Iterable[Row], which: str) -> dict[tuple, dict[Who, Row]]:
+    """Every measurement of a pass: any suite, dtype, format, and timing."""
+    found: dict[tuple, dict[Who, Row]] = {}
+    for row in rows:
+        if row["pass"] == which and row["median_us"] is not None:
+            found.setdefault(tuple(row[name] for name in (*JOB, "timing")), {})[row["provider"], row["variant"]] = row
+    return found
+
+
+def ratios(found: Mapping[Any, dict[Who, Row]], above: Iterable[Who], below: Iterable[Who]) -> list[float]:
     """Of the fastest of either side, where both were measured."""
     above, below = list(above), list(below)
     pairs = [(fastest(by, above), fastest(by, below)) for by in found.values()]
@@ -76,6 +86,19 @@ def speeds(rows: list[Row]) -> list[Target]:
             found.append(target(f"two-branch eager / ours, {which}, {timing}", goal, values, most=False))
     noise = target("", 1.0, ratios(forward, [("conv", "again")], [CONV]))[2]
     return [*found, ("conv, measured twice", "", noise, None)]
+
+
+def own_kernels(rows: list[Row]) -> list[Target]:
+    """Of the CUDA C++ backend, on every shape; beside the two-branch module on all that both have run."""
+    found = []
+    for which in ("forward", "training"):
+        times = cases(rows, which)
+        found.append(target(f"ccn_cuda / ccn, {which}", 1.5, ratios(times, [CUDA], [OURS]), worst=1.5))
+        if which == "forward":
+            found.append(target("ccn_cuda / nn.Conv2d(bias=True)", 1.3, ratios(times, [CUDA], [CONV]), worst=1.3))
+        values = ratios(everywhere(rows, which), [CUDA], EAGER)
+        found.append(target(f"ccn_cuda / two-branch eager, {which}, everywhere", 1.0, values, worst=1.0))
+    return found
 
 
 def compilers(rows: list[Row]) -> list[Target]:

@@ -20,6 +20,8 @@ _CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # torch.compile's mode. Its own CUDA graphs stay off: every provider is measured in a graph, and as called.
 MODES = {"two_branch_compiled": "default", "two_branch_max_autotune": "max-autotune-no-cudagraphs"}
 # Inductor fuses an average pool, while it leaves a convolution with ones to cuDNN: autotuning is for the pool alone.
+# Ours: by the backend that is chosen, or one by its name, so that a run can have several side by side.
+OURS: dict[str, str | None] = {"ccn": None, "ccn_cuda": "cuda", "ccn_triton": "triton"}
 VARIANTS: dict[str, tuple[str | None, ...]] = {
     "conv": (None, "again", "relu"), "two_branch": ("ones", "pool"), "two_branch_compiled": ("ones", "pool"),
     "two_branch_max_autotune": ("pool",), "ccn": (None, "relu"),
@@ -45,12 +47,13 @@ class Contender(NamedTuple):
 
 
 def entrants(providers: Iterable[str], names: Sequence[str], rank: int) -> list[Entrant]:
-    """``names``: our backends. A linear layer's two-branch module has one form."""
+    """``names``: the backends of `ccn`. A linear layer's two-branch module has one form."""
     found = []
     for provider in providers:
+        by = names if provider == "ccn" else (OURS.get(provider),)
         for variant in VARIANTS.get(provider, (None,)):
             form = None if rank == 0 and variant in ("ones", "pool") else variant
-            found += [Entrant(provider, form, name) for name in (names if provider == "ccn" else (None,))]
+            found += [Entrant(provider, form, name) for name in by]
     return list(dict.fromkeys(found))
 
 
@@ -67,7 +70,7 @@ def contender(entrant: Entrant, case: Case, which: str) -> Contender:
     if which != "forward":
         expected |= case.expected_gradients(family)
     calls = DIRECT.get(entrant.provider, _of_module)(entrant, case, which)
-    return Contender(calls, expected, limit(case.dtype_name, rival=entrant.provider != "ccn"))
+    return Contender(calls, expected, limit(case.dtype_name, rival=entrant.provider not in OURS))
 
 
 def module(entrant: Entrant, case: Case) -> nn.Module:
@@ -75,7 +78,7 @@ def module(entrant: Entrant, case: Case) -> nn.Module:
     if entrant.provider.startswith("conv"):
         plain = case.plain(bias=entrant.provider == "conv")
         return nn.Sequential(plain, nn.ReLU()) if entrant.variant == "relu" else plain
-    if entrant.provider == "ccn":
+    if entrant.provider in OURS:
         settings = {"alpha": ALPHA, "delta": DELTA, "activation": entrant.variant, "backend": entrant.backend}
         make: Callable[..., nn.Module] = _COMPACT[case.layer.rank]
         return make(case.plain(), **settings)

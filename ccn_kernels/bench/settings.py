@@ -16,10 +16,11 @@ from ..workloads import SUITES, Layer, of_suite
 from . import growth, networks
 from .networks import Network
 
-PROVIDERS = (
+_EVERYWHERE = (
     "conv", "conv_nobias", "two_branch", "two_branch_compiled", "two_branch_max_autotune", "cudnn_epilogue",
     "cudnn_frontend", "ccn",
 )  # fmt: skip
+PROVIDERS = {"cpu": _EVERYWHERE, "cuda": (*_EVERYWHERE, "ccn_cuda", "ccn_triton")}
 DEFAULT_PROVIDERS = {"cpu": ("conv", "conv_nobias", "two_branch", "ccn"),
                      "cuda": ("conv", "conv_nobias", "two_branch", "cudnn_epilogue", "ccn")}  # fmt: skip
 PASSES = ("forward", "backward", "training")
@@ -62,8 +63,9 @@ class Settings:
             ("rounds", DEFAULT_ROUNDS[self.device]),
         ):
             object.__setattr__(self, name, getattr(self, name) or default)
-        known = {"suites": suite_names(self.device), "providers": PROVIDERS, "backends": (FASTEST, *backends.NAMES),
-                 "passes": PASSES, "dtypes": tuple(DTYPES), "formats": tuple(FORMATS)}  # fmt: skip
+        known = {"suites": suite_names(self.device), "providers": PROVIDERS[self.device],
+                 "backends": (FASTEST, *backends.NAMES), "passes": PASSES, "dtypes": tuple(DTYPES),
+                 "formats": tuple(FORMATS)}  # fmt: skip
         for name, values in known.items():
             _check_names(name, getattr(self, name), values)
         if self.device == "cpu" and "tf32" in self.dtypes:

@@ -12,7 +12,7 @@ from . import growth
 from .record import Row
 
 PEERS = ("conv_nobias", "two_branch", "two_branch_compiled", "two_branch_max_autotune", "cudnn_epilogue",
-         "cudnn_frontend", "ccn")  # fmt: skip
+         "cudnn_frontend", "ccn", "ccn_cuda", "ccn_triton")  # fmt: skip
 FORMS = (None, "ones", "pool")  # variants that compute the same; the others answer questions of their own
 GROUP = ("suite", "workload", "batch", "pass", "dtype", "timing")
 Times = dict[str, float]  # medians by provider, each in its fastest form and format
@@ -71,7 +71,7 @@ def fastest(rows: Sequence[Row]) -> dict[tuple, Times]:
     for row in rows:
         if row["median_us"] is not None and row["variant"] in FORMS:
             times = found.setdefault(tuple(row[name] for name in GROUP), {})
-            name = f"{row['provider']} {row['backend']}" if several and row["backend"] else row["provider"]
+            name = f"ccn {row['backend']}" if several and row["provider"] == "ccn" else row["provider"]
             times[name] = min(row["median_us"], times.get(name, row["median_us"]))
     return found
 

@@ -25,6 +25,7 @@ def refused(capsys, *arguments):
     ("arguments", "said"),
     [
         (["--suites", "kernel-nots"], "--suites: there is no kernel-nots; there are kernel-notes, vgg11"),
+        (["--providers", "conv,ccn_cuda"], "--providers: there is no ccn_cuda; there are conv, "),
         (["--providers", "conv,cudnn"], "--providers: there is no cudnn; there are conv, "),
         (["--backends", "fast"], "--backends: there is no fast; there are fastest, reference"),
         (["--passes", "forwards"], "--passes: there is no forwards"),

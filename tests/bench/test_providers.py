@@ -107,6 +107,24 @@ def test_who_takes_part():
     ]  # fmt: skip
 
 
+def test_a_backend_s_own_provider_is_measured_beside_the_chosen_one():
+    found = providers.entrants(("ccn", "ccn_cuda", "ccn_triton"), ["triton"], rank=2)
+    assert found == [
+        Entrant("ccn", None, "triton"), Entrant("ccn", "relu", "triton"), Entrant("ccn_cuda", None, "cuda"),
+        Entrant("ccn_triton", None, "triton"),
+    ]  # fmt: skip
+    case = case_of(LAYERS[0])
+    assert providers.module(found[2], case).backend == "cuda"
+    assert providers.family_of(found[2]) == providers.family_of(found[0])
+
+
+def test_a_backend_s_own_provider_is_judged_as_ours(monkeypatch):
+    monkeypatch.setitem(providers.OURS, "ccn_cuda", "reference")
+    made, row = contender(providers.entrants(["ccn_cuda"], [], rank=2)[0], case_of(LAYERS[0]), "training"), {}
+    measure.judge(made, made.call(), row)
+    assert made.limit == contender(ENTRANTS[-1], case_of(LAYERS[0]), "training").limit
+
+
 @pytest.mark.parametrize("layer", [LAYERS[1], LAYERS[7]], ids=lambda layer: layer.name)
 def test_cudnn_s_graph_is_given_the_reciprocal_divisors(layer):
     case = case_of(layer)

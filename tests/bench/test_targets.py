@@ -49,6 +49,21 @@ def test_speeds_are_geometric_means_with_a_worst(judge):
     assert found["two-branch eager / ours, forward, graph"] == [">= 4.0", "5.000 (worst 5.000 of 1)", "yes"]
 
 
+def test_the_cuda_kernels_are_judged_on_every_shape(judge):
+    first = {"workload": "3-64@32"}
+    rows = [
+        row_of("conv", 10.0), row_of("ccn", 10.0), row_of("ccn_cuda", 12.0), row_of("two_branch", 40.0, "ones"),
+        row_of("conv", 10.0, **first), row_of("ccn", 5.0, **first), row_of("ccn_cuda", 8.0, **first),
+        row_of("ccn_cuda", 20.0, suite="linear", timing="eager", dtype="float16"),
+        row_of("two_branch", 10.0, suite="linear", timing="eager", dtype="float16"),
+    ]  # fmt: skip
+    found = judge(rows)
+    assert found["ccn_cuda / ccn, forward"] == ["<= 1.5, none above 1.5", "1.386 (worst 1.600 of 2)", "no"]
+    assert found["ccn_cuda / nn.Conv2d(bias=True)"][1:] == ["0.980 (worst 1.200 of 2)", "yes"]
+    assert found["ccn_cuda / two-branch eager, forward, everywhere"][1:] == ["0.775 (worst 2.000 of 2)", "no"]
+    assert found["ccn_cuda / ccn, training"][1] == "not measured"
+
+
 def test_shares_of_the_floor_go_by_channels(judge):
     found = judge([row_of("ccn", 1.0, share_of_floor=0.56), row_of("ccn", 1.0, workload="3-64@32", share_of_floor=0.7)])
     assert found["percent of the floor, Cout = 128"][2] == "yes"

@@ -3,9 +3,11 @@
 import problems
 import pytest
 import torch
+from emulator import emulated
 
 from ccn_kernels.functional import compact_conv2d
 
+DEVICE = emulated.device()
 NHWC = (True, True)
 
 
@@ -17,7 +19,7 @@ def test_alpha_keeps_its_own_precision(value, dtype):
     problem.input, problem.weight = problem.input / 8, problem.weight / 64
     problem.alpha = torch.tensor(value)
     problem.grad = problem.grad / 1024
-    results, expected = problem.run("cuda"), problem.oracle()
+    results, expected = problems.run_on(problem, DEVICE, "cuda"), problem.oracle()
     assert results["alpha"].dtype == torch.float32
     for name in ("output", "input", "weight"):
         assert problems.relative_error(results[name], expected[name]) < torch.finfo(dtype).eps, name
@@ -27,9 +29,9 @@ def test_alpha_keeps_its_own_precision(value, dtype):
 
 def test_an_infinite_gradient_leaves_other_images_alone():
     """The largest |e| decides what fp16 is scaled by; an infinite one must not."""
-    x = 1e-3 * torch.randn(2, 16, 6, 6).half()
+    x = 1e-3 * torch.randn(2, 16, 6, 6, device=DEVICE).half()
     x.requires_grad_()
-    output = compact_conv2d(x, 1e-3 * torch.randn(16, 16, 3, 3).half(), backend="cuda")
+    output = compact_conv2d(x, 1e-3 * torch.randn(16, 16, 3, 3, device=DEVICE).half(), backend="cuda")
     grad = torch.full_like(output, 3000)
     grad[0, 0, 0, 0] = torch.inf
     (found,) = torch.autograd.grad(output, x, grad)
@@ -39,11 +41,11 @@ def test_an_infinite_gradient_leaves_other_images_alone():
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 2), (2, 3)])
 def test_what_no_patch_sees_may_be_infinite(kernel, stride):
-    x = torch.randn(1, 16, 8, 8)
+    x = torch.randn(1, 16, 8, 8, device=DEVICE)
     x[0, 3, 2, 2] = torch.inf if kernel == 2 else 0
     x[0, 3, 1, 1] = 0 if kernel == 2 else torch.inf
     x.requires_grad_()
-    output = compact_conv2d(x, torch.randn(8, 16, kernel, kernel), stride=stride, backend="cuda")
+    output = compact_conv2d(x, torch.randn(8, 16, kernel, kernel, device=DEVICE), stride=stride, backend="cuda")
     (grad,) = torch.autograd.grad(output.sum(), x)
     assert output.isfinite().all()
     assert grad.isfinite().all()
@@ -51,7 +53,9 @@ def test_what_no_patch_sees_may_be_infinite(kernel, stride):
 
 def test_an_axis_without_pixels_is_refused():
     with pytest.raises(RuntimeError, match="input"):
-        compact_conv2d(torch.zeros(1, 16, 0, 5), torch.zeros(8, 16, 3, 3), padding=2, backend="cuda")
+        compact_conv2d(
+            torch.zeros(1, 16, 0, 5, device=DEVICE), torch.zeros(8, 16, 3, 3, device=DEVICE), padding=2, backend="cuda"
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
@@ -59,19 +63,19 @@ def test_an_axis_without_pixels_is_refused():
 def test_few_pixels_of_many_channels(dtype, needs_weight):
     """Their channels are shared among blocks."""
     problem = problems.make(rank=0, channels=(40, 700), batch=3, dtype=dtype)
-    results, expected = problem.run("cuda"), problem.oracle()
+    results, expected = problems.run_on(problem, DEVICE, "cuda"), problem.oracle()
     problems.assert_accurate(problem, results)
     if not needs_weight:
-        alpha = problem.alpha.clone().requires_grad_()
-        call = problems.functional.compact_linear
-        output = call(problem.input, problem.weight, problem.bias, alpha, backend="cuda")
-        (found,) = torch.autograd.grad(output, alpha, problem.grad)
+        here = problems.placed(problem, DEVICE)
+        alpha = here.alpha.clone().requires_grad_()
+        output = problems.functional.compact_linear(here.input, here.weight, here.bias, alpha, backend="cuda")
+        (found,) = torch.autograd.grad(output, alpha, here.grad)
         scale = problem.magnitudes(1)["alpha"]
-        assert (found.double() - expected["alpha"]).abs() <= torch.finfo(dtype).eps * scale
+        assert (found.cpu().double() - expected["alpha"]).abs() <= torch.finfo(dtype).eps * scale
 
 
 def test_a_copy_on_write_input_is_not_copied():
-    x = torch.randn(2, 16, 6, 6)
+    x = torch.randn(2, 16, 6, 6, device=DEVICE)
     lazy = torch._lazy_clone(x)
-    compact_conv2d(lazy, torch.randn(8, 16, 3, 3), backend="cuda")
+    compact_conv2d(lazy, torch.randn(8, 16, 3, 3, device=DEVICE), backend="cuda")
     assert torch._C._is_cow_tensor(lazy)

@@ -1,6 +1,5 @@
 """Calls whose tiles a test chooses, on the device that runs Triton's kernels here: the interpreter or a GPU."""
 
-import dataclasses
 from typing import NamedTuple
 
 import oracle
@@ -58,15 +57,11 @@ def cheap(dtype):
 
 
 def moved(tensor, device=DEVICE, dtype=None):
-    """On the device and in the dtype, with the same strides and all that lies between its elements."""
-    whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
-    return whole.to(device, dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    return problems.moved(tensor, device, dtype)
 
 
 def placed(problem, device=DEVICE):
-    tensors = {name: getattr(problem, name) for name in ("input", "weight", "bias", "alpha", "grad")}
-    tensors = {name: moved(tensor, device) for name, tensor in tensors.items() if tensor is not None}
-    return dataclasses.replace(problem, **tensors)
+    return problems.placed(problem, device)
 
 
 def resolved(problem):
@@ -102,7 +97,7 @@ def run(problem, *, mask=EVERY, save_quotient=None, **tiles):
 
 def public(problem, backend="triton"):
     """Output and gradients of the public function."""
-    return {name: value.cpu() for name, value in placed(problem).run(backend).items()}
+    return problems.run_on(problem, DEVICE, backend)
 
 
 def check(problem, **tiles):

@@ -3,7 +3,9 @@
 import problems
 import pytest
 import torch
+from emulator import emulated
 
+DEVICE = emulated.device()
 NHWC = (True, True)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 WAYS = {  # what decides: channels in whole chunks, tiles of 128 outputs, splits of K, phases of a stride, groups
@@ -37,19 +39,23 @@ WAYS = {  # what decides: channels in whole chunks, tiles of 128 outputs, splits
 }
 
 
+def run(problem):
+    return problems.run_on(problem, DEVICE, "cuda")
+
+
 @pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("way", WAYS)
 def test_results_are_the_oracles(way, dtype, relu):
     problem = problems.make(dtype=dtype, **{"relu": relu, **WAYS[way]})
-    problems.assert_accurate(problem, problem.run("cuda"))
+    problems.assert_accurate(problem, run(problem))
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_tf32_rounds_its_operands_and_nothing_else(way):
     torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "tf32"
     problem = problems.make(**WAYS[way])
-    results, expected = problem.run("cuda"), problem.oracle()
+    results, expected = run(problem), problem.oracle()
     noise, worst = problem.magnitudes(2), problem.magnitudes(1)
     for name, want in expected.items():
         rounding = 2**-10 * (want.abs() + noise[name]) + torch.finfo(torch.float32).eps * worst[name]
@@ -61,7 +67,7 @@ def test_fp32_is_rounded_to_tf32_by_permission_alone():
     expected = problem.oracle()["output"]
     for precision in ("ieee", "tf32"):
         torch.backends.cudnn.conv.fp32_precision = precision
-        errors[precision] = problems.relative_error(problem.run("cuda")["output"], expected)
+        errors[precision] = problems.relative_error(run(problem)["output"], expected)
     assert errors["ieee"] < 1e-6
     assert 1e-5 < errors["tf32"] < 1e-3
 
@@ -71,7 +77,7 @@ def test_fp32_is_rounded_to_tf32_by_permission_alone():
 def test_inputs_of_any_magnitude(scale, dtype):
     """Squares of 1e4 overflow fp16; those of 1e-6 vanish in it."""
     problem = problems.make(channels=(16, 24), padding=1, dtype=dtype, scale=scale, formats=NHWC, delta=0.01 * scale)
-    results, expected = problem.run("cuda"), problem.oracle()
+    results, expected = run(problem), problem.oracle()
     for name in ("output", "weight", "bias"):
         assert problems.relative_error(results[name], expected[name]) < 4 * torch.finfo(dtype).eps, name
 
@@ -83,12 +89,12 @@ def test_inputs_and_gradients_of_any_strides(strides, dtype):
     problem.input = problems.STRIDED[strides]().to(dtype)
     problems.settle_gradient(problem)
     problem.grad = problem.grad[:1].expand_as(problem.grad)
-    problems.assert_accurate(problem, problem.run("cuda"))
+    problems.assert_accurate(problem, run(problem))
 
 
 @pytest.mark.parametrize("asked", range(1, 16))
 def test_only_what_is_asked_for_is_computed_and_right(asked):
-    problem = problems.make(channels=(16, 24), padding=1, dtype=torch.float64)
+    problem = problems.placed(problems.make(channels=(16, 24), padding=1, dtype=torch.float64), DEVICE)
     full = problem.run("cuda")
     names = ("input", "weight", "bias", "alpha")
     operands = [t.detach().requires_grad_(bool(asked >> i & 1)) for i, t in enumerate(problem.operands)]
@@ -102,9 +108,9 @@ def test_only_what_is_asked_for_is_computed_and_right(asked):
 
 def test_nan_reaches_only_the_patches_that_see_it():
     problem = problems.make(channels=(16, 24), padding=1, formats=NHWC)
-    clean = problem.run("cuda")["output"]
+    clean = run(problem)["output"]
     problem.input[2, 3, 4, 4] = float("nan")
-    output = problem.run("cuda")["output"]
+    output = run(problem)["output"]
     touched = torch.zeros_like(output, dtype=torch.bool)
     touched[2, :, 3:6, 3:6] = True
     assert output[touched].isnan().all()

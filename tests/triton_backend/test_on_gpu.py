@@ -1,0 +1,90 @@
+"""What only a GPU can show of Triton's kernels: large tiles, and what is compiled when."""
+
+import calls
+import pytest
+import torch
+import triton
+from gpu_problems import NARROW, TF32_ERROR, WIDE, assert_accurate, make
+from problems import assert_same_bits
+
+from ccn_kernels.backends.triton import config, device
+from ccn_kernels.backends.triton.config import Tile
+from ccn_kernels.backends.triton.launch import Problem
+from ccn_kernels.workloads import Layer
+
+if calls.INTERPRETED or not torch.cuda.is_available():
+    pytest.skip("it needs a CUDA GPU, and kernels that are compiled for it", allow_module_level=True)
+
+IMAGES = Layer("whole images", 64, 256, 512, 4)
+
+
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", ["forward", "dgrad", "wgrad"])
+@pytest.mark.parametrize("layer", [WIDE, IMAGES], ids=lambda layer: layer.name)
+def test_tiles_of_eight_warps(layer, kind, dtype):
+    """Every one that may be chosen, over several draws, twice each: a race shows in some."""
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    depth = 32 if dtype == torch.float32 else 64
+    if kind == "wgrad":
+        tiles = [Tile("descriptor", 64, outputs, 128, 8, 3, splits) for outputs in (128, 256) for splits in (0, 2)]
+        tiles.append(Tile("gather", 64, 128, 64, 8, 3, 2))
+    else:
+        sizes = [(128, 256, depth, 8, 3), (128, 128, depth, 8, 3), (256, 64, depth, 8, 4)]
+        ways = [(1, "loop"), (2, "loop")] if kind == "forward" else [(1, "loop")]
+        ways += [(1, squares) for squares in ("rows", "images", "plane")] if kind == "forward" else []
+        tiles = [Tile("descriptor", *size, *way) for size in sizes for way in ways]
+        tiles.append(Tile("gather", 128, 128, 32, 8, 3))
+    call = calls.resolved(make(layer, dtype))
+    request = Problem(call.input, call.weight, call.spec, device(None)).request(kind)
+    tiles = [tile for tile in tiles if config.can_run(tile, request, device(None)) is None]
+    has_descriptors = device(None).capability >= 90 and not (kind == "wgrad" and dtype == torch.float32)
+    assert ("descriptor" in {tile.kernel for tile in tiles}) == has_descriptors
+    for seed in range(3):
+        torch.manual_seed(seed)
+        problem = make(layer, dtype)
+        for tile in tiles:
+            first, second = (calls.run(problem, **{kind: tile}).results for _ in range(2))
+            assert_accurate(problem, first, TF32_ERROR if dtype == torch.float32 else None)
+            assert_same_bits(first, second)
+
+
+@pytest.fixture
+def compiled():
+    """What Triton compiles from here on."""
+    found, runtime = [], triton.knobs.runtime
+    before = runtime.jit_post_compile_hook
+    runtime.jit_post_compile_hook = lambda **event: found.append(event["repr"])
+    yield found
+    runtime.jit_post_compile_hook = before
+
+
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
+@pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Layer("descriptors", 256, 48, 80, 10),
+        Layer("pointers", 256, 3, 48, 10),
+        Layer("odd", 256, 63, 65, 7),
+        Layer("strided", 256, 48, 80, 10, stride=2),
+        Layer("contiguous", 256, 48, 80, 10, channels_last=False),
+        Layer("depthwise", 256, 48, 48, 10, groups=48),
+        Layer("linear", 256, 400, 80, kernel=1, padding=0, rank=0),
+    ],
+    ids=lambda layer: layer.name,
+)
+@pytest.mark.parametrize("batches", [(256, 255, 200, 128, 1000), (16, 15, 5)], ids=str)
+def test_nothing_is_compiled_anew_for_another_batch(batches, layer, relu, dtype, compiled):
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "tf32"
+    make(layer, dtype, batches[0], relu).run("triton")
+    first = list(compiled)
+    for batch in batches[1:]:
+        make(layer, dtype, batch, relu).run("triton")
+    assert compiled == first
+
+
+def test_the_compiler_is_heard_of(compiled):
+    """Else the test above would hold for want of news: this shape is no other test's."""
+    make(Layer("unheard of", 2, 37, 41, 5), torch.bfloat16).run("triton")
+    assert any("forward_gather" in event for event in compiled)
+    assert any("backward_prologue" in event for event in compiled)
