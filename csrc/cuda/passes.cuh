@@ -358,7 +358,7 @@ struct FinishWeight {
 };
 
 template <class S>
-__global__ void __launch_bounds__(kThreads) finish_weight(FinishWeight<S> args) {
+__global__ void __launch_bounds__(kThreads, 4) finish_weight(FinishWeight<S> args) {
   using A = Accumulator<S>;
   double* const shared = reinterpret_cast<double*>(shared_memory());  // [threads]
   const Geometry& geo = args.geo;

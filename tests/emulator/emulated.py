@@ -25,15 +25,8 @@ def build(sanitize: bool = False) -> Path:
     setup = runpy.run_path(str(ROOT / "setup.py"))
     torch_root = Path(torch.__file__).parent
     folder = FOLDER / "address" if sanitize else FOLDER
-    flags = [
-        "-std=c++20",
-        *(["-O1", *CAREFUL] if sanitize else ["-O2"]),
-        "-fPIC",
-        "-fvisibility=hidden",
-        "-Wall",
-        "-Wextra",
-        "-Wno-unknown-pragmas",
-    ]
+    optimised = ["-O1", *CAREFUL] if sanitize else ["-O2"]
+    flags = ["-std=c++20", *optimised, "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     flags += ["-U_FORTIFY_SOURCE"]  # it takes a fiber's jump for a smashed stack
     flags += ["-DCCN_EMULATED", f"-I{HERE}", f"-I{ROOT / 'csrc'}", setup["STABLE_ABI"]]
     flags += ["-isystem", str(torch_root / "include")]
@@ -43,10 +36,8 @@ def build(sanitize: bool = False) -> Path:
         writer = ninja_syntax.Writer(file)
         compile = f"{setup['compiler']()} -x c++ -MMD -MF $out.d {' '.join(flags)} -c $in -o $out"
         writer.rule("cxx", compile, depfile="$out.d", deps="gcc")
-        libraries = (
-            f"-L{torch_root / 'lib'} -Wl,--no-as-needed -ltorch -ltorch_cpu {' '.join(CAREFUL) if sanitize else ''}"
-        )
-        writer.rule("link", f"{setup['compiler']()} -shared $in -o $out {libraries}")
+        libraries = f"-L{torch_root / 'lib'} -Wl,--no-as-needed -ltorch -ltorch_cpu"
+        writer.rule("link", f"{setup['compiler']()} -shared {' '.join(optimised)} $in -o $out {libraries}")
         objects = [writer.build(f"{source.stem}.o", "cxx", str(source))[0] for source in sources]
         writer.build("libccn_emulated.so", "link", objects)
     plain = {name: value for name, value in os.environ.items() if name != PRELOADED}  # the compiler needs no sanitizer
