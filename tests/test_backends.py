@@ -127,7 +127,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(backend, "unavailable", lambda: None)
     monkeypatch.setattr(backends.triton, "interpreting", lambda: False)
     monkeypatch.setattr(backends.triton, "device", lambda index: SimpleNamespace(capability=90))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(backends.cuda, "_oldest_capability", lambda: (9, 0))
 
 
 def test_on_a_gpu_triton_is_preferred(gpu):
@@ -152,7 +152,7 @@ def test_cuda_stands_in_where_triton_is_not(gpu, monkeypatch):
 
 
 def test_gpus_too_old_for_the_cuda_kernels_get_the_reference(gpu, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(backends.cuda, "_oldest_capability", lambda: (7, 5))
     assert backends.select(None, "cuda", torch.float64, 2) == "reference"
     with pytest.raises(RuntimeError, match=r"capability 8\.0, this GPU has 7\.5"):
         backends.select("cuda", "cuda", torch.float32, 2)

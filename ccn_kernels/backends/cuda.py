@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -25,10 +27,16 @@ def unavailable() -> str | None:
 def unsupported(request) -> str | None:
     if request.device != "cuda":
         return f"it runs on CUDA tensors, and input is on {request.device}"
-    capability = torch.cuda.get_device_capability()
+    capability = _oldest_capability()
     if capability < OLDEST_GPU:
         return f"it needs compute capability 8.0, this GPU has {capability[0]}.{capability[1]}"
     return None
+
+
+@functools.cache
+def _oldest_capability() -> tuple[int, int]:
+    """Of all GPUs: a call is not told which one it is for."""
+    return min(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
 
 
 def forward(
