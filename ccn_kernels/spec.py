@@ -57,6 +57,8 @@ def seen_pixels(input: Tensor, kernel_size: tuple[int, ...], spec: ConvSpec) -> 
     if spec.stride == ones or any(spec.padding) or any(tap != 1 for tap in kernel_size):
         return input, spec
     seen = input[(slice(None), slice(None), *(slice(None, None, step) for step in spec.stride))]
+    if is_channels_last(input) and not is_channels_last(seen):  # of an odd height: images overlap, as ATen sees it
+        seen = seen.contiguous(memory_format=memory_format(input, input))
     return seen, spec._replace(stride=ones)
 
 

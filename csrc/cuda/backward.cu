@@ -94,7 +94,8 @@ class Backward {
     const TilePlan plan = plan_of<S>(source && source->together, geo_.out_channels, tf32_);
     const int64_t depth = taps * x.channels, tiles = ceil_div(depth, 128) * ceil_div(geo_.out_channels, plan.wide ? 128 : 64);
     const int64_t work = direct_ ? ceil_div(outputs * depth, kThreads) : tiles * geo_.groups;
-    const int splits = splits_of(work, ceil_div(places, kStep<S>), outputs * depth * sizeof(A), kMostSums);
+    const int64_t least = ceil_div(places, int64_t(1) << 30);  // places of a split are counted in 32 bits
+    const int64_t splits = std::max<int64_t>(least, splits_of(work, ceil_div(places, kStep<S>), outputs * depth * sizeof(A), kMostSums));
     const int64_t of_split = ceil_div(ceil_div(places, splits), kStep<S>) * kStep<S>;
     WeightGradient<S> args{geo_, Forward<S>::windows(geo_, 0), x, data<S>(e_), static_cast<int>(padded_), static_cast<int>(geo_.out_channels),
                            static_cast<int>(ceil_div(places, of_split)), of_split, nullptr};
@@ -177,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
     if (needs.input) backward.input_gradient(dx);
     if (needs.weight) backward.weight_gradient(dw, dalpha);
   }
-  return {dx, dw, as_type(dalpha, alpha.scalar_type()), dbias};
+  return {dx, dw, needs.alpha ? as_type(dalpha, alpha.scalar_type()) : dalpha, dbias};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor input, Tensor weight, std::optional<Tensor> bias,
@@ -188,6 +189,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor input, T
   const aten::NoGrad no_grad;
   const Geometry geo = make_geometry(input, weight, stride, padding, dilation, groups);
   check_extents(geo);
+  if (bias) check_shape("bias", *bias, {weight.size(0)});
+  check_shape("alpha", alpha, {});
   const Needs needs = make_needs(output_mask);
   check_saved(geo, stride.size(), input, weight, grad, output, quotient, norm, needs);
   return for_type(input, [&]<class S>(S) {

@@ -91,9 +91,9 @@ inline void check_extents(const Geometry& geo) {
   STD_TORCH_CHECK(geo.in_pixels() < (1 << 30) && geo.out_pixels() < (1 << 30),
                   "input is too large for the CUDA kernels: its images have 2^30 pixels or more");
   const int64_t taps = geo.kernel[0] * geo.kernel[1] * geo.kernel[2];
-  STD_TORCH_CHECK(taps * std::max(geo.in_channels, geo.out_channels) < (1 << 30) &&
-                      taps * geo.in_channels * geo.out_channels * geo.groups < (1 << 30),
-                  "weight is too large for the CUDA kernels: it has 2^30 elements or more");
+  const int64_t channels = std::max(geo.in_channels, geo.out_channels) + kChunkBytes;  // may be padded to whole chunks
+  STD_TORCH_CHECK(taps * channels < (1 << 30),
+                  "weight is too large for the CUDA kernels: its patches have 2^30 elements or more");
 }
 
 // Groups too small for a tile.

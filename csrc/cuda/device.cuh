@@ -43,14 +43,18 @@ inline cudaStream_t current_stream() {
   return static_cast<cudaStream_t>(stream);
 }
 
+// What a block may have of shared memory on every GPU of capability 8.0 and up.
+constexpr size_t kMostShared = 99 << 10;
+
 // Runs `blocks` blocks of `threads` threads with `shared` bytes of dynamic shared memory each.
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), int64_t blocks, int threads, size_t shared, const Args&... args) {
   if (blocks == 0) return;
   STD_TORCH_CHECK(blocks <= INT32_MAX, "the call needs more blocks than a CUDA grid may have");
-  if (shared > (48 << 10)) {  // more has to be asked for
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-          "a CUDA kernel needs more shared memory than this GPU has");
+  STD_TORCH_CHECK(shared <= kMostShared, "a CUDA kernel needs more shared memory than a GPU has");
+  if (shared > (48 << 10)) {  // has to be asked for: always as much, since another thread may be launching the same kernel
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kMostShared)),
+          "a CUDA kernel was refused its shared memory");
   }
   kernel<<<static_cast<unsigned>(blocks), threads, shared, current_stream()>>>(args...);
   check(cudaGetLastError(), "a CUDA kernel did not launch");

@@ -366,10 +366,10 @@ __global__ void __launch_bounds__(kThreads, 4) finish_weight(FinishWeight<S> arg
   const int64_t outputs = geo.groups * geo.out_channels, stride = outputs * taps * args.padded;
   double product = 0;
   for (int64_t i = thread_index(); i < outputs * taps * channels; i += thread_count()) {
-    const int index = static_cast<int>(i), row = index / channels, channel = index - row * channels;
-    const int output = row / taps, tap = row - output * taps;
+    const int64_t row = i / channels, output = row / taps;
+    const int channel = static_cast<int>(i - row * channels), tap = static_cast<int>(row - output * taps);
     A sum = 0;
-    for (int split = 0; split < args.splits; ++split) sum += args.shares[split * stride + static_cast<int64_t>(row) * args.padded + channel];
+    for (int split = 0; split < args.splits; ++split) sum += args.shares[split * stride + row * args.padded + channel];
     if (args.scale) sum *= args.scale[1];
     product += static_cast<double>(sum) * static_cast<double>(args.weight.data[args.weight.at(output, channel, tap, geo)]);
     args.dw.data[args.dw.at(output, channel, tap, geo)] = static_cast<S>(*args.alpha * sum);

@@ -79,3 +79,15 @@ def test_a_copy_on_write_input_is_not_copied():
     lazy = torch._lazy_clone(x)
     compact_conv2d(lazy, torch.randn(8, 16, 3, 3, device=DEVICE), backend="cuda")
     assert torch._C._is_cow_tensor(lazy)
+
+
+def test_an_alpha_that_needs_no_gradient_is_described_as_it_is():
+    """The compiler trusts what the operators' fakes say of every result, of an empty one too."""
+    problem = problems.placed(problems.make(channels=(16, 24), dtype=torch.float16), DEVICE)
+    x, weight, bias, _ = problem.operands
+    alpha, axes = torch.tensor(1.7, device=DEVICE), [[1, 1], [0, 0], [1, 1]]
+    output, quotient, norm = torch.ops.ccn.compact_conv(x, weight, bias, alpha, *axes, 1, 0.01, False, True, "cuda")
+    saved = (problem.grad, x, weight, bias, alpha, None, quotient, norm)
+    args = (*saved, *axes, 1, 0.01, False, [True, True, False, True], "cuda")
+    torch.library.opcheck(torch.ops.ccn.compact_conv_backward.default, args, test_utils="test_faketensor")
+    assert output.shape == problem.grad.shape
