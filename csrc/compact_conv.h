@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #define CCN_HOST_DEVICE __host__ __device__
@@ -30,6 +31,7 @@ struct Geometry {
 
   CCN_HOST_DEVICE int64_t in_pixels() const { return in[0] * in[1] * in[2]; }
   CCN_HOST_DEVICE int64_t out_pixels() const { return out[0] * out[1] * out[2]; }
+  CCN_HOST_DEVICE int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
 };
 
 struct Range {
@@ -61,8 +63,11 @@ CCN_HOST_DEVICE inline bool patches_are_pixels(const Geometry& geo) {
 }
 
 // The input coordinate that tap `tap` of output coordinate `o` reads; outside [0, in) it is padding.
-CCN_HOST_DEVICE inline int64_t input_coordinate(const Geometry& geo, int axis, int64_t o, int64_t tap) {
-  return o * geo.stride[axis] + tap * geo.dilation[axis] - geo.padding[axis];
+template <class Int = int64_t>
+CCN_HOST_DEVICE inline Int input_coordinate(const Geometry& geo, int axis, std::type_identity_t<Int> o,
+                                            std::type_identity_t<Int> tap) {
+  return o * static_cast<Int>(geo.stride[axis]) + tap * static_cast<Int>(geo.dilation[axis]) -
+         static_cast<Int>(geo.padding[axis]);
 }
 
 // The output coordinates whose tap `tap` falls inside the input, as a half-open range.
@@ -76,10 +81,13 @@ CCN_HOST_DEVICE inline Range valid_outputs(const Geometry& geo, int axis, int64_
 }
 
 // The output coordinate whose tap `tap` reads input coordinate `i`, or -1.
-CCN_HOST_DEVICE inline int64_t output_coordinate(const Geometry& geo, int axis, int64_t i, int64_t tap) {
-  const int64_t scaled = i + geo.padding[axis] - tap * geo.dilation[axis];
-  if (scaled < 0 || scaled % geo.stride[axis] != 0) return -1;
-  const int64_t o = scaled / geo.stride[axis];
+template <class Int = int64_t>
+CCN_HOST_DEVICE inline Int output_coordinate(const Geometry& geo, int axis, std::type_identity_t<Int> i,
+                                             std::type_identity_t<Int> tap) {
+  const Int stride = static_cast<Int>(geo.stride[axis]);
+  const Int scaled = i + static_cast<Int>(geo.padding[axis]) - tap * static_cast<Int>(geo.dilation[axis]);
+  if (scaled < 0 || (stride > 1 && scaled % stride != 0)) return -1;  // divisions are dear, and most strides 1
+  const Int o = stride > 1 ? scaled / stride : scaled;
   return o < geo.out[axis] ? o : -1;
 }
 

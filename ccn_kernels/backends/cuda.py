@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..spec import ConvSpec, fp32_precision
+from ..spec import fp32_precision
 from . import extension
 
 NAME = "cuda"
-OPERATORS = "ccn_native"  # whose operators it calls; tests emulate the kernels under another name
+OPERATORS = extension.OPERATORS  # tests emulate the kernels under another name
 OLDEST_GPU = (8, 0)  # asynchronous copies, and products of bfloat16 and TF32
 
 
@@ -39,28 +40,13 @@ def _oldest_capability() -> tuple[int, int]:
     return min(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
 
 
-def forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, spec: ConvSpec, save_quotient: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, quotient and norm."""
-    operator = getattr(torch.ops, OPERATORS).compact_conv
-    return operator(input, weight, bias, alpha, *spec, save_quotient, fp32_precision(spec) == "tf32")
+def forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`extension.forward`, in TF32 where PyTorch's setting allows it."""
+    *_, spec, _ = call
+    return extension.forward(*call, tf32=fp32_precision(spec) == "tf32", operators=OPERATORS)
 
 
-def backward(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    alpha: Tensor,
-    output: Tensor | None,
-    quotient: Tensor | None,
-    norm: Tensor,
-    spec: ConvSpec,
-    mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of input, weight, alpha and bias."""
-    operator = getattr(torch.ops, OPERATORS).compact_conv_backward
-    return operator(
-        grad, input, weight, bias, alpha, output, quotient, norm, *spec[:-1], mask, fp32_precision(spec) == "tf32"
-    )
+def backward(*call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`extension.backward`, likewise."""
+    *_, spec, _ = call
+    return extension.backward(*call, tf32=fp32_precision(spec) == "tf32", operators=OPERATORS)

@@ -14,6 +14,7 @@ from ..spec import ConvSpec
 PACKAGE = Path(__file__).resolve().parent.parent
 LIBRARY = PACKAGE / "libccn_native.so"
 BUILD_INFO = PACKAGE / "_build_info.json"
+OPERATORS = "ccn_native"  # of torch.ops
 HOW_TO_BUILD = (
     "to build it, install a C++ compiler, torch, ninja, pybind11 and setuptools, then run "
     "`CCN_BUILD={component} pip install --no-build-isolation .` in the source tree"
@@ -49,10 +50,19 @@ def missing(component: str) -> str | None:
 
 
 def forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, spec: ConvSpec, save_quotient: bool
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    spec: ConvSpec,
+    save_quotient: bool,
+    *,
+    tf32: bool = False,
+    operators: str = OPERATORS,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The compiled forward for the input's device: output, quotient, norm."""
-    return torch.ops.ccn_native.compact_conv(input, weight, bias, alpha, *spec, save_quotient)
+    call = getattr(torch.ops, operators).compact_conv
+    return call(input, weight, bias, alpha, *spec, save_quotient, tf32)
 
 
 def backward(
@@ -66,8 +76,10 @@ def backward(
     norm: Tensor,
     spec: ConvSpec,
     mask: list[bool],
+    *,
+    tf32: bool = False,
+    operators: str = OPERATORS,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The compiled backward for the input's device: gradients of input, weight, alpha and bias."""
-    return torch.ops.ccn_native.compact_conv_backward(
-        grad, input, weight, bias, alpha, output, quotient, norm, *spec[:-1], mask
-    )
+    call = getattr(torch.ops, operators).compact_conv_backward
+    return call(grad, input, weight, bias, alpha, output, quotient, norm, *spec[:-1], mask, tf32)

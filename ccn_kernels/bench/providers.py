@@ -19,9 +19,9 @@ _COMPACT = {0: CompactLinear.from_linear, 1: CompactConv1d.from_conv, 2: Compact
 _CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # torch.compile's mode. Its own CUDA graphs stay off: every provider is measured in a graph, and as called.
 MODES = {"two_branch_compiled": "default", "two_branch_max_autotune": "max-autotune-no-cudagraphs"}
-# Inductor fuses an average pool, while it leaves a convolution with ones to cuDNN: autotuning is for the pool alone.
 # Ours: by the backend that is chosen, or one by its name, so that a run can have several side by side.
 OURS: dict[str, str | None] = {"ccn": None, "ccn_cuda": "cuda", "ccn_triton": "triton"}
+# Inductor fuses an average pool, while it leaves a convolution with ones to cuDNN: autotuning is for the pool alone.
 VARIANTS: dict[str, tuple[str | None, ...]] = {
     "conv": (None, "again", "relu"), "two_branch": ("ones", "pool"), "two_branch_compiled": ("ones", "pool"),
     "two_branch_max_autotune": ("pool",), "ccn": (None, "relu"),

@@ -25,7 +25,7 @@ Layout in_one_image(Layout layout) {
 struct Device : WinogradCalls {
   // Few enough images to stay in the cache, yet enough to pay for the weight's repacking inside ATen.
   static int64_t images_per_chunk(const Geometry& geo, size_t element_size) {
-    const int64_t taps = geo.kernel[0] * geo.kernel[1] * geo.kernel[2];
+    const int64_t taps = geo.taps();
     const int64_t weight = geo.groups * geo.in_channels * geo.out_channels * taps;
     const int64_t image = geo.groups * (geo.in_channels * geo.in_pixels() + geo.out_channels * geo.out_pixels());
     const int64_t budget = std::max<int64_t>(kChunkBytes, weight * element_size);

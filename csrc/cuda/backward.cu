@@ -9,6 +9,17 @@ namespace {
 constexpr float kTopOfHalf = 1 << 14;  // what the largest |e| in fp16 is scaled to; sums of it are fp32
 constexpr int64_t kMostSums = 1024;    // blocks that share in one sum
 
+// The power of two that brings the largest |e| of all blocks below `top`, and its inverse.
+__global__ void scale_for_errors(const float* largest, int64_t count, float top, float* scale) {
+  float most = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kWarp) most = fmaxf(most, largest[i]);
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
+  if (threadIdx.x != 0) return;
+  const float power = most > 0 ? fminf(floorf(log2f(top / most)), 100.0f) : 0.0f;
+  scale[0] = exp2f(power);
+  scale[1] = exp2f(-power);
+}
+
 template <class S>
 class Backward {
   using A = Accumulator<S>;
@@ -37,8 +48,8 @@ class Backward {
     Prologue<S> args{geo_, activation<const S>(grad, geo_.out_channels, geo_.out), view(output),
                      needs_.moment() ? view(quotient) : view(std::nullopt), bias_ ? data<S>(*bias_) : nullptr,
                      data<A>(alpha_), data<A>(norm), delta_, needs_.moment() && !quotient, nullptr,
-                     static_cast<int>(padded_), mutable_data<S>(e_), data_or_null<A>(q_), row_tiles, data_or_null<A>(partials),
-                     data_or_null<A>(moments), 1, nullptr};
+                     static_cast<int>(padded_), mutable_data<S>(e_), data_or_null<A>(q_), row_tiles,
+                     data_or_null<A>(partials), data_or_null<A>(moments), 1, nullptr};
     // where there are few pixels, several blocks share a pixel's channels
     const int64_t blocks = rows * geo_.groups, most = std::min(kBlocks / blocks, ceil_div(padded_, kTilePixels));
     args.shares = static_cast<int>(std::max<int64_t>(1, most));
@@ -54,8 +65,8 @@ class Backward {
       if (args.shares > 1) launch_over(add_moments<S>, patches, args, patches);
     }
     if (needs_.bias) {
-      launch(sum_columns<A, S>, ceil_div(outputs, kTilePixels), kThreads, kThreads * sizeof(double), data<A>(*partials), rows,
-             outputs, mutable_data<S>(dbias));
+      launch(sum_columns<A, S>, ceil_div(outputs, kTilePixels), kThreads, kThreads * sizeof(double), data<A>(*partials),
+             rows, outputs, mutable_data<S>(dbias));
     }
     if (sums_moments) sum(data<A>(*moments), patches, dalpha);
   }
@@ -78,27 +89,28 @@ class Backward {
     }
     const int64_t row = taps * padded_, count = all_phases * geo_.groups * geo_.in_channels * row;
     const Tensor packed = make({count}, kScalar<S>);
-    launch_over(pack_weight<S, true>, count, geo_, InputGradient<S>::windows(geo_, 0), weight_of<const S>(weight_), count, row, static_cast<int>(padded_),
-                mutable_data<S>(packed));
+    launch_over(pack_weight<S, true>, count, geo_, InputGradient<S>::windows(geo_, 0), weight_of<const S>(weight_), count,
+                row, static_cast<int>(padded_), mutable_data<S>(packed));
     const Product<S> product{geo_, {}, packed_activation<const S>(e_, geo_, padded_, geo_.out), data<S>(packed), row,
                              static_cast<int>(geo_.in_channels), 1, nullptr, nullptr};
     run_product(plan_of<S>(true, geo_.in_channels, tf32_), product, result, all_phases, input_);
   }
 
   void weight_gradient(const Tensor& dw, const Tensor& dalpha) const {
-    const int64_t taps = geo_.kernel[0] * geo_.kernel[1] * geo_.kernel[2], outputs = geo_.groups * geo_.out_channels;
-    const int64_t places = geo_.batch * geo_.out_pixels();
+    const int64_t outputs = geo_.groups * geo_.out_channels, places = geo_.batch * geo_.out_pixels();
     std::optional<Source<S>> source;
     Activation<const S> x = activation<const S>(input_, geo_.in_channels, geo_.in);
     if (!direct_) x = source.emplace(input_, geo_).activation;
     const TilePlan plan = plan_of<S>(source && source->together, geo_.out_channels, tf32_);
-    const int64_t depth = taps * x.channels, tiles = ceil_div(depth, 128) * ceil_div(geo_.out_channels, plan.wide ? 128 : 64);
-    const int64_t work = direct_ ? ceil_div(outputs * depth, kThreads) : tiles * geo_.groups;
+    const int64_t depth = geo_.taps() * x.channels, share_bytes = outputs * depth * sizeof(A);
+    const int64_t tiles = plan.tiles(depth, geo_.out_channels) * geo_.groups;
+    const int64_t work = direct_ ? ceil_div(outputs * depth, kThreads) : tiles;
     const int64_t least = ceil_div(places, int64_t(1) << 30);  // places of a split are counted in 32 bits
-    const int64_t splits = std::max<int64_t>(least, splits_of(work, ceil_div(places, kStep<S>), outputs * depth * sizeof(A), kMostSums));
+    const int64_t splits = std::max<int64_t>(least, splits_of(work, ceil_div(places, kStep<S>), share_bytes, kMostSums));
     const int64_t of_split = ceil_div(ceil_div(places, splits), kStep<S>) * kStep<S>;
-    WeightGradient<S> args{geo_, Forward<S>::windows(geo_, 0), x, data<S>(e_), static_cast<int>(padded_), static_cast<int>(geo_.out_channels),
-                           static_cast<int>(ceil_div(places, of_split)), of_split, nullptr};
+    WeightGradient<S> args{geo_, Forward<S>::windows(geo_, 0), x, data<S>(e_), static_cast<int>(padded_),
+                           static_cast<int>(geo_.out_channels), static_cast<int>(ceil_div(places, of_split)), of_split,
+                           nullptr};
     const Tensor shares = make({args.splits, outputs, depth}, kSumScalar<S>);
     args.shares = mutable_data<A>(shares);
     if (direct_) {
@@ -108,8 +120,9 @@ class Backward {
     }
     const int64_t blocks = std::min(ceil_div(dw.numel(), kThreads), kMostSums);
     const Tensor products = make({blocks}, ScalarType::Double);
-    const FinishWeight<S> finish{geo_, args.shares, args.splits, static_cast<int>(taps), x.channels, data<A>(alpha_), scale(),
-                                 weight_of<const S>(weight_), weight_of<S>(dw), mutable_data<double>(products)};
+    const FinishWeight<S> finish{geo_, args.shares, args.splits, static_cast<int>(geo_.taps()), x.channels,
+                                 data<A>(alpha_), scale(), weight_of<const S>(weight_), weight_of<S>(dw),
+                                 mutable_data<double>(products)};
     launch(finish_weight<S>, blocks, kThreads, kThreads * sizeof(double), finish);
     if (needs_.alpha) finish_sum(products, dalpha);
   }
@@ -127,11 +140,12 @@ class Backward {
     const Tensor largest = make({blocks}, ScalarType::Float);
     scale_ = make({2}, ScalarType::Float);
     if (direct_) {
-      launch(direct_largest_error<S>, blocks, kThreads, kThreads * sizeof(float), args, patches, mutable_data<float>(largest));
+      launch(direct_largest_error<S>, blocks, kThreads, kThreads * sizeof(float), args, patches,
+             mutable_data<float>(largest));
     } else {
       launch(largest_error<S>, blocks, kThreads, largest_shared_bytes<S>(), args, mutable_data<float>(largest));
     }
-    launch(scale_for_errors<float>, 1, kWarp, 0, data<float>(largest), blocks, kTopOfHalf, mutable_data<float>(*scale_));
+    launch(scale_for_errors, 1, kWarp, 0, data<float>(largest), blocks, kTopOfHalf, mutable_data<float>(*scale_));
     return scale();
   }
 
@@ -181,22 +195,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
   return {dx, dw, needs.alpha ? as_type(dalpha, alpha.scalar_type()) : dalpha, dbias};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor input, Tensor weight, std::optional<Tensor> bias,
-                                                    Tensor alpha, std::optional<Tensor> output, std::optional<Tensor> quotient,
-                                                    Tensor norm, Axes stride, Axes padding, Axes dilation, int64_t groups,
-                                                    double delta, std::vector<bool> output_mask, bool tf32) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor input, Tensor weight,
+                                                    std::optional<Tensor> bias, Tensor alpha,
+                                                    std::optional<Tensor> output, std::optional<Tensor> quotient,
+                                                    Tensor norm, Axes stride, Axes padding, Axes dilation,
+                                                    int64_t groups, double delta, std::vector<bool> output_mask,
+                                                    bool tf32) {
   const OnDevice guard(input);
   const aten::NoGrad no_grad;
-  const Geometry geo = make_geometry(input, weight, stride, padding, dilation, groups);
-  check_extents(geo);
-  if (bias) check_shape("bias", *bias, {weight.size(0)});
-  check_shape("alpha", alpha, {});
+  const Geometry geo = checked_geometry(input, weight, bias, alpha, stride, padding, dilation, groups);
   const Needs needs = make_needs(output_mask);
   check_saved(geo, stride.size(), input, weight, grad, output, quotient, norm, needs);
   return for_type(input, [&]<class S>(S) {
     const auto typed = [&](const std::optional<Tensor>& t) { return t ? std::optional(as_type(*t, kScalar<S>)) : t; };
-    return backward_as<S>(*typed(grad), input, weight, bias, alpha, typed(output), typed(needs.moment() ? quotient : std::nullopt),
-                          in_layout(norm, false, norm.scalar_type()), geo, delta, needs, tf32);
+    return backward_as<S>(*typed(grad), input, weight, bias, alpha, typed(output),
+                          typed(needs.moment() ? quotient : std::nullopt), in_layout(norm, false, norm.scalar_type()),
+                          geo, delta, needs, tf32);
   });
 }
 

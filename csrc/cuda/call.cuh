@@ -7,11 +7,11 @@
 
 namespace ccn::cuda {
 
-constexpr int64_t kBlocks = 2 * 132;  // of tiles that fill a GPU: a constant, so that sums have one order on every GPU
-constexpr int kFew = 16;          // channels of a group: fewer are gathered one by one, and many such groups go without tiles
+constexpr int64_t kBlocks = 2 * 132;     // of tiles that fill a GPU: a constant, so that sums have one order on every GPU
+constexpr int kFew = 16;                 // channels of a group: fewer are gathered one by one; several such groups go direct
 constexpr int64_t kMostGathered = 1024;  // columns of K, whose taps lie in shared memory
-constexpr int64_t kLeastSteps = 8;   // of a share of K
-constexpr int64_t kMostSplits = 4;   // of a product, whose results are as large as what is split: more would cost more than they save
+constexpr int64_t kLeastSteps = 8;       // of a share of K
+constexpr int64_t kMostSplits = 4;       // of a product: more shares of its results would cost more than they save
 constexpr int64_t kMostShareBytes = 256 << 20;
 
 template <class S>
@@ -86,14 +86,25 @@ inline void check_extents(const Geometry& geo) {
   for (int axis = 0; axis < kAxes; ++axis) {
     STD_TORCH_CHECK(geo.in[axis] > 0, "input must have at least 1 pixel along every axis");
     const int64_t reach = geo.in[axis] + 2 * geo.padding[axis] + geo.kernel[axis] * geo.dilation[axis];
-    STD_TORCH_CHECK(reach < (1 << 29) && geo.stride[axis] < (1 << 29), "input is too long for the CUDA kernels along an axis");
+    STD_TORCH_CHECK(reach < (1 << 29) && geo.stride[axis] < (1 << 29),
+                    "input is too long for the CUDA kernels along an axis");
   }
   STD_TORCH_CHECK(geo.in_pixels() < (1 << 30) && geo.out_pixels() < (1 << 30),
                   "input is too large for the CUDA kernels: its images have 2^30 pixels or more");
-  const int64_t taps = geo.kernel[0] * geo.kernel[1] * geo.kernel[2];
   const int64_t channels = std::max(geo.in_channels, geo.out_channels) + kChunkBytes;  // may be padded to whole chunks
-  STD_TORCH_CHECK(taps * channels < (1 << 30),
+  STD_TORCH_CHECK(geo.taps() * channels < (1 << 30),
                   "weight is too large for the CUDA kernels: its patches have 2^30 elements or more");
+}
+
+// The geometry of a call whose arguments fit each other and the kernels.
+inline Geometry checked_geometry(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                                 const Tensor& alpha, const Axes& stride, const Axes& padding, const Axes& dilation,
+                                 int64_t groups) {
+  const Geometry geo = make_geometry(input, weight, stride, padding, dilation, groups);
+  check_extents(geo);
+  if (bias) check_shape("bias", *bias, {weight.size(0)});
+  check_shape("alpha", alpha, {});
+  return geo;
 }
 
 // Groups too small for a tile.
@@ -112,10 +123,10 @@ struct Source {
   std::optional<Tensor> copy;
   bool together;
 
-  Source(const Tensor& input, const Geometry& geo) : activation(cuda::activation<const S>(input, geo.in_channels, geo.in)) {
+  Source(const Tensor& input, const Geometry& geo)
+      : activation(cuda::activation<const S>(input, geo.in_channels, geo.in)) {
     together = takes_chunks(activation, geo.in_channels);
-    const int64_t taps = geo.kernel[0] * geo.kernel[1] * geo.kernel[2];
-    if (together || (geo.in_channels < kFew && geo.in_channels * taps <= kMostGathered)) return;
+    if (together || (geo.in_channels < kFew && geo.in_channels * geo.taps() <= kMostGathered)) return;
     const int64_t padded = whole_chunks<S>(geo.in_channels), pixels = geo.batch * geo.in_pixels();
     copy = empty({pixels, geo.groups * padded}, kScalar<S>, input);
     const int64_t blocks = ceil_div(pixels, kTilePixels) * ceil_div(padded, kTilePixels) * geo.groups;
@@ -136,10 +147,9 @@ inline int splits_of(int64_t tiles, int64_t steps, int64_t share_bytes, int64_t 
 template <class S, class Result>
 void run_product(const TilePlan& plan, Product<S> args, const Result& result, int64_t phases, const Tensor& like) {
   using A = Accumulator<S>;
-  const int width = plan.wide ? 128 : 64;
   args.windows = Result::windows(args.geo, 0);
   const int64_t places = args.geo.batch * args.windows.places(), all = args.geo.groups * args.outputs;
-  const int64_t tiles = ceil_div(places, 128) * ceil_div(args.outputs, width) * args.geo.groups;
+  const int64_t tiles = plan.tiles(places, args.outputs) * args.geo.groups;
   const int64_t steps = ceil_div(args.weight_row, kStep<S>);
   args.splits = phases > 1 ? 1 : splits_of(tiles, steps, places * all * sizeof(A), kMostSplits);
   std::optional<Tensor> sums, squares;

@@ -39,7 +39,8 @@ class Feeder {
 
  public:
   // taps: of the split's columns, where elements are gathered one by one
-  __device__ Feeder(const Product<S>& args, const Windows& windows, const TileOf& tile, int places, int first_k, const Tap* taps)
+  __device__ Feeder(const Product<S>& args, const Windows& windows, const TileOf& tile, int places, int first_k,
+                    const Tap* taps)
       : args_(args),
         windows_(windows),
         taps_(taps),
@@ -60,7 +61,8 @@ class Feeder {
     if constexpr (kTogether) {
 #pragma unroll
       for (int i = 0; i < kPasses; ++i) {
-        fetch_together(Rows<S>::chunk(a, thread_row() + i * kRowsAtOnce, chunk()), args_.source, windows_, rows_[i], column_);
+        Chunk<S>* const to = Rows<S>::chunk(a, thread_row() + i * kRowsAtOnce, chunk());
+        fetch_together(to, args_.source, windows_, rows_[i], column_);
       }
       column_.advance(args_.source, windows_, kStep<S>);
     } else {
@@ -108,6 +110,39 @@ constexpr size_t convolve_shared_bytes(int64_t taps) {
   return fed > finished ? fed : finished;
 }
 
+// Writes a tile's results, or this split's share of them.
+template <class E, class Result>
+__device__ inline void write_tile(const Product<typename E::S>& args, const Result& result, const TileOf& tile, int64_t end,
+                                  const Place<typename E::A>* at, const typename E::A* sums) {
+  using S = typename E::S;
+  constexpr int kPitch = E::kN + kPad;
+  const int first_output = tile.column * E::kN;
+  const int rows = static_cast<int>(end - tile.row * E::kM < E::kM ? end - tile.row * E::kM : E::kM);
+  const int width = args.outputs - first_output < E::kN ? args.outputs - first_output : E::kN;
+  const int64_t channel = tile.group * static_cast<int64_t>(args.outputs) + first_output;
+  if (args.sums) {
+    typename E::A* const to = args.sums + (tile.split * end + tile.row * E::kM) * args.all_outputs() + channel;
+    for (int i = threadIdx.x; i < rows * E::kN; i += E::kThreads) {
+      const int row = i / E::kN, column = i % E::kN;
+      if (column < width) to[row * args.all_outputs() + column] = sums[row * kPitch + column];
+    }
+  } else if (result.writes_chunks(args.outputs)) {
+    constexpr int kAcross = E::kN / kChunk<S>;
+    for (int i = threadIdx.x; i < rows * kAcross; i += E::kThreads) {
+      const int row = i / kAcross, column = i % kAcross * kChunk<S>;
+      if (column < width) result.template write<kChunk<S>>(at[row], channel + column, sums + row * kPitch + column);
+    }
+  } else {
+    const bool down = !result.channels_together();
+    for (int i = threadIdx.x; i < E::kM * E::kN; i += E::kThreads) {
+      const int row = down ? i % E::kM : i / E::kN, column = down ? i / E::kM : i % E::kN;
+      if (row < rows && column < width) {
+        result.template write<1>(at[row], channel + column, sums + row * kPitch + column);
+      }
+    }
+  }
+}
+
 template <class E, bool kTogether, class Result>
 __global__ void __launch_bounds__(E::kThreads, 2) convolve(Product<typename E::S> args, Result result) {
   using S = typename E::S;
@@ -121,7 +156,6 @@ __global__ void __launch_bounds__(E::kThreads, 2) convolve(Product<typename E::S
   if (tile.row * E::kM >= end) return;
 
   S* const stages = reinterpret_cast<S*>(shared_memory());
-  const auto stage = [&](int index) { return stages + index % kStages * E::kStageElements; };
   E engine;
   const int steps = (windows.taps() * args.source.channels + kStep<S> - 1) / kStep<S>;
   const int first = share(steps, tile.split, args.splits), count = share(steps, tile.split + 1, args.splits) - first;
@@ -132,19 +166,8 @@ __global__ void __launch_bounds__(E::kThreads, 2) convolve(Product<typename E::S
       __syncthreads();
     }
     Feeder<E, kTogether> feeder(args, windows, tile, places, first * kStep<S>, taps);
-    const auto fetch = [&](int index) {
-      if (index < count) feeder.fetch(stage(index), stage(index) + E::kM * kStep<S>);
-      commit_copies();
-    };
-    for (int step = 0; step < kStages - 1; ++step) fetch(step);
-    for (int step = 0; step < count; ++step) {
-      wait_for_copies<kStages - 2>();
-      __syncthreads();  // this step's operands are there, and nobody reads the last one's any more
-      fetch(step + kStages - 1);
-      engine.template multiply<Result::kSquares>(stage(step), stage(step) + E::kM * kStep<S>);
-    }
-    wait_for_copies<0>();
-    __syncthreads();
+    run_steps<E>(stages, count, [&](S* a, S* b) { feeder.fetch(a, b); },
+                 [&](S* a, S* b) { engine.template multiply<Result::kSquares>(a, b); });
   }
 
   Place<A>* const at = reinterpret_cast<Place<A>*>(shared_memory());
@@ -168,31 +191,7 @@ __global__ void __launch_bounds__(E::kThreads, 2) convolve(Product<typename E::S
   }
   __syncthreads();
 
-  const int first_output = tile.column * E::kN;
-  const int rows = static_cast<int>(end - tile.row * E::kM < E::kM ? end - tile.row * E::kM : E::kM);
-  const int width = args.outputs - first_output < E::kN ? args.outputs - first_output : E::kN;
-  const int64_t channel = tile.group * static_cast<int64_t>(args.outputs) + first_output;
-  if (args.sums) {
-    A* const to = args.sums + (tile.split * end + tile.row * E::kM) * args.all_outputs() + channel;
-    for (int i = threadIdx.x; i < rows * E::kN; i += E::kThreads) {
-      const int row = i / E::kN, column = i % E::kN;
-      if (column < width) to[row * args.all_outputs() + column] = sums[row * (E::kN + kPad) + column];
-    }
-  } else if (result.writes_chunks(args.outputs)) {
-    constexpr int kAcross = E::kN / kChunk<S>;
-    for (int i = threadIdx.x; i < rows * kAcross; i += E::kThreads) {
-      const int row = i / kAcross, column = i % kAcross * kChunk<S>;
-      if (column < width) result.template write<kChunk<S>>(at[row], channel + column, sums + row * (E::kN + kPad) + column);
-    }
-  } else {
-    const bool down = !result.channels_together();
-    for (int i = threadIdx.x; i < E::kM * E::kN; i += E::kThreads) {
-      const int row = down ? i % E::kM : i / E::kN, column = down ? i / E::kM : i % E::kN;
-      if (row < rows && column < width) {
-        result.template write<1>(at[row], channel + column, sums + row * (E::kN + kPad) + column);
-      }
-    }
-  }
+  write_tile<E>(args, result, tile, end, at, sums);
 }
 
 // Adds the shares of K up in their order, and finishes the results.
@@ -210,8 +209,8 @@ __global__ void combine(Product<S> args, Result result) {
       if (Result::kSquares) squares += args.squares[(split * end + m) * args.geo.groups + group];
     }
     const bool first = channel % args.outputs == 0;
-    result.template write<1>(result.place(args.geo, windows, group, m / places, static_cast<int>(m % places), squares, first),
-                             channel, &sum);
+    const int index = static_cast<int>(m % places);
+    result.template write<1>(result.place(args.geo, windows, group, m / places, index, squares, first), channel, &sum);
   }
 }
 

@@ -84,11 +84,4 @@ void launch_over(void (*kernel)(Params...), int64_t tasks, const Args&... args) 
 __device__ inline int64_t thread_index() { return blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; }
 __device__ inline int64_t thread_count() { return gridDim.x * static_cast<int64_t>(blockDim.x); }
 
-// The sum over a warp's lanes, the same in all; all of them must call it.
-template <class T>
-__device__ T warp_sum(T value) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
-  return value;
-}
-
 }  // namespace ccn::cuda

@@ -11,12 +11,9 @@ namespace ccn::cuda {
 template <bool kGradient, class Visit>
 __device__ inline void for_each_tap(const Geometry& geo, const int (&at)[kAxes], const Visit& visit) {
   const auto reach = [&](int axis, int tap) {
-    const int stride = static_cast<int>(geo.stride[axis]), shift = static_cast<int>(geo.padding[axis] - tap * geo.dilation[axis]);
-    const int extent = static_cast<int>(kGradient ? geo.out[axis] : geo.in[axis]);
-    const int scaled = kGradient ? at[axis] + shift : at[axis] * stride - shift;
-    if (kGradient && stride > 1 && (scaled < 0 || scaled % stride != 0)) return -1;
-    const int found = kGradient ? scaled / stride : scaled;
-    return scaled >= 0 && found < extent ? found : -1;
+    if (kGradient) return output_coordinate<int>(geo, axis, at[axis], tap);
+    const int found = input_coordinate<int>(geo, axis, at[axis], tap);
+    return found < geo.in[axis] ? found : -1;
   };
   int tap[kAxes], other[kAxes];
   for (tap[0] = 0; tap[0] < geo.kernel[0]; ++tap[0]) {
@@ -30,6 +27,15 @@ __device__ inline void for_each_tap(const Geometry& geo, const int (&at)[kAxes],
   }
 }
 
+// A channel (or group) and a pixel of all images by their number, counted along whichever of them lies together.
+struct PlaceOf {
+  int64_t channel, index;
+
+  __device__ PlaceOf(bool together, int64_t channels, int64_t pixels, int64_t i)
+      : channel(together ? i % channels : i / pixels % channels),
+        index(together ? i / channels : i / pixels / channels * pixels + i % pixels) {}
+};
+
 // Element `i` of a tensor, counted along whichever of channels and pixels lies together.
 struct ElementOf {
   int64_t channel;
@@ -37,18 +43,17 @@ struct ElementOf {
 
   template <class S>
   __device__ ElementOf(const Activation<S>& tensor, int64_t channels, int64_t i)
-      : channel(tensor.channel == 1 ? i % channels : i / pixels(tensor) % channels),
-        pixel(tensor, tensor.channel == 1 ? i / channels : i / pixels(tensor) / channels * pixels(tensor) + i % pixels(tensor)) {}
+      : ElementOf(tensor, PlaceOf(tensor.channel == 1, channels, tensor.pixels(), i)) {}
 
  private:
   template <class S>
-  __device__ static int64_t pixels(const Activation<S>& tensor) {
-    return static_cast<int64_t>(tensor.extent[0]) * tensor.extent[1] * tensor.extent[2];
-  }
+  __device__ ElementOf(const Activation<S>& tensor, const PlaceOf& place)
+      : channel(place.channel), pixel(tensor, place.index) {}
 };
 
 template <class S>
-__global__ void direct_forward(Geometry geo, Activation<const S> x, Weight<const S> weight, Forward<S> result, int64_t count) {
+__global__ void direct_forward(Geometry geo, Activation<const S> x, Weight<const S> weight, Forward<S> result,
+                               int64_t count) {
   using A = Accumulator<S>;
   const Windows windows = Forward<S>::windows(geo, 0);
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
@@ -65,21 +70,11 @@ __global__ void direct_forward(Geometry geo, Activation<const S> x, Weight<const
       }
     });
     const bool first = element.channel % geo.out_channels == 0;
-    const Place<A> place = result.place(geo, windows, static_cast<int>(group), element.pixel.n, element.pixel.index, squares, first);
+    const PixelOf& pixel = element.pixel;
+    const Place<A> place = result.place(geo, windows, static_cast<int>(group), pixel.n, pixel.index, squares, first);
     result.template write<1>(place, element.channel, &sum);
   }
 }
-
-// A pixel and a group by their number, neighbours where the gradient's are.
-struct PatchOf {
-  int64_t group, index;
-
-  __device__ PatchOf(const Geometry& geo, bool together, int64_t i) {
-    const int64_t pixels = geo.out_pixels();
-    group = together ? i % geo.groups : i / pixels % geo.groups;
-    index = together ? i / geo.groups : i / pixels / geo.groups * pixels + i % pixels;
-  }
-};
 
 // What backward_prologue does, a thread a patch.
 template <class S>
@@ -87,7 +82,7 @@ __global__ void direct_prologue(Prologue<S> args, int64_t count) {
   using A = Accumulator<S>;
   const Geometry& geo = args.geo;
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
-    const auto [group, index] = PatchOf(geo, args.grad.channel == 1, i);
+    const auto [group, index] = PlaceOf(args.grad.channel == 1, geo.groups, geo.out_pixels(), i);
     const auto patch = args.patch(index, group);
     A moment = 0;
     for (int64_t c = 0; c < geo.out_channels; ++c) {
@@ -105,7 +100,7 @@ __global__ void __launch_bounds__(kThreads) direct_largest_error(Prologue<S> arg
   float* const found = reinterpret_cast<float*>(shared_memory());  // [threads]
   float most = 0;
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
-    const auto [group, index] = PatchOf(args.geo, args.grad.channel == 1, i);
+    const auto [group, index] = PlaceOf(args.grad.channel == 1, args.geo.groups, args.geo.out_pixels(), i);
     const auto patch = args.patch(index, group);
     for (int64_t c = 0; c < args.geo.out_channels; ++c) most = fmaxf(most, args.size(patch, args.open(patch, c)));
   }
@@ -130,7 +125,8 @@ __global__ void direct_bias_partials(Prologue<S> args, int64_t count) {
 
 // e [N, pixels, groups * outputs]
 template <class S>
-__global__ void direct_input_gradient(Geometry geo, const S* e, Weight<const S> weight, InputGradient<S> result, int64_t count) {
+__global__ void direct_input_gradient(Geometry geo, const S* e, Weight<const S> weight, InputGradient<S> result,
+                                      int64_t count) {
   using A = Accumulator<S>;
   const int64_t outputs = geo.groups * geo.out_channels;
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
@@ -158,7 +154,7 @@ __global__ void direct_weight_gradient(WeightGradient<S> args, int64_t count) {
   const Windows& windows = args.windows;
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
     const int64_t output = i % outputs, c = i / outputs % geo.in_channels, split = i / (count / args.splits);
-    int64_t tap = i / outputs / geo.in_channels % (geo.kernel[0] * geo.kernel[1] * geo.kernel[2]);
+    int64_t tap = i / outputs / geo.in_channels % geo.taps();
     const int64_t kernel_tap = tap;
     int taps[kAxes];
     for (int axis = kAxes - 1; axis >= 0; --axis) {
@@ -185,8 +181,7 @@ __global__ void direct_weight_gradient(WeightGradient<S> args, int64_t count) {
       at[0] = 0;
       ++n;
     }
-    const int64_t taps_all = geo.kernel[0] * geo.kernel[1] * geo.kernel[2];
-    args.shares[((split * outputs + output) * taps_all + kernel_tap) * geo.in_channels + c] = sum;
+    args.shares[((split * outputs + output) * geo.taps() + kernel_tap) * geo.in_channels + c] = sum;
   }
 }
 

@@ -35,6 +35,8 @@ struct TilePlan {
   bool tensor_cores;  // they round fp32 to TF32
   bool together;      // the source's channels of a group are whole chunks, aligned
   bool wide;          // 128 outputs, not 64
+
+  int64_t tiles(int64_t rows, int64_t outputs) const { return ceil_div(rows, 128) * ceil_div(outputs, wide ? 128 : 64); }
 };
 
 // [rows, kStep]

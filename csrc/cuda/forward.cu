@@ -15,14 +15,14 @@ struct PackedWeight {
 
   PackedWeight(const Tensor& weight, const Geometry& geo, int64_t channels) {
     const Weight<const S> given = weight_of<const S>(weight);
-    const int64_t taps = geo.kernel[0] * geo.kernel[1] * geo.kernel[2], outputs = geo.groups * geo.out_channels;
-    row = whole_chunks<S>(taps * channels);
+    const int64_t outputs = geo.groups * geo.out_channels;
+    row = whole_chunks<S>(geo.taps() * channels);
     data = given.data;
-    if (row == taps * geo.in_channels && is_packed(given, geo)) return;
+    if (row == geo.taps() * geo.in_channels && is_packed(given, geo)) return;
     copy = empty({outputs, row}, kScalar<S>, weight);
     data = ccn::data<S>(*copy);
-    launch_over(pack_weight<S, false>, outputs * row, geo, Forward<S>::windows(geo, 0), given, outputs * row, row, static_cast<int>(channels),
-                mutable_data<S>(*copy));
+    launch_over(pack_weight<S, false>, outputs * row, geo, Forward<S>::windows(geo, 0), given, outputs * row, row,
+                static_cast<int>(channels), mutable_data<S>(*copy));
   }
 
  private:
@@ -38,9 +38,9 @@ struct PackedWeight {
 };
 
 template <class S>
-std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                                              const Tensor& alpha, const Geometry& geo, size_t rank, double delta, bool relu,
-                                              bool save, bool tf32) {
+std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Tensor& weight,
+                                              const std::optional<Tensor>& bias, const Tensor& alpha, const Geometry& geo,
+                                              size_t rank, double delta, bool relu, bool save, bool tf32) {
   using A = Accumulator<S>;
   const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
   const Axes shape = output_shape(geo, weight.size(0), rank);
@@ -61,21 +61,18 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Tensor&
   }
   const Source<S> source(input, geo);
   const PackedWeight<S> packed(weight, geo, source.activation.channels);
-  const Product<S> product{geo, {}, source.activation, packed.data, packed.row, static_cast<int>(geo.out_channels), 1, nullptr,
-                           nullptr};
+  const Product<S> product{geo, {}, source.activation, packed.data, packed.row, static_cast<int>(geo.out_channels), 1,
+                           nullptr, nullptr};
   run_product(plan_of<S>(source.together, geo.out_channels, tf32), product, result, 1, input);
   return {y, z, norm};
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward(Tensor input, Tensor weight, std::optional<Tensor> bias, Tensor alpha, Axes stride,
-                                           Axes padding, Axes dilation, int64_t groups, double delta, bool relu,
-                                           bool save_quotient, bool tf32) {
+std::tuple<Tensor, Tensor, Tensor> forward(Tensor input, Tensor weight, std::optional<Tensor> bias, Tensor alpha,
+                                           Axes stride, Axes padding, Axes dilation, int64_t groups, double delta,
+                                           bool relu, bool save_quotient, bool tf32) {
   const OnDevice guard(input);
   const aten::NoGrad no_grad;
-  const Geometry geo = make_geometry(input, weight, stride, padding, dilation, groups);
-  check_extents(geo);
-  if (bias) check_shape("bias", *bias, {weight.size(0)});
-  check_shape("alpha", alpha, {});
+  const Geometry geo = checked_geometry(input, weight, bias, alpha, stride, padding, dilation, groups);
   return for_type(input, [&]<class S>(S) {
     return forward_as<S>(input, weight, bias, alpha, geo, stride.size(), delta, relu, save_quotient, tf32);
   });

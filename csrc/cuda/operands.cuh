@@ -42,6 +42,7 @@ struct Activation {
   __device__ int64_t at(int64_t n, int64_t c, const int (&p)[kAxes]) const {
     return n * image + c * channel + p[0] * stride[0] + p[1] * stride[1] + p[2] * stride[2];
   }
+  __device__ int pixels() const { return extent[0] * extent[1] * extent[2]; }
   __device__ bool has(int d, int h, int w) const {
     return static_cast<unsigned>(d) < static_cast<unsigned>(extent[0]) &&
            static_cast<unsigned>(h) < static_cast<unsigned>(extent[1]) &&
@@ -147,6 +148,26 @@ __device__ inline void fetch_apart(Chunk<S>* to, const Activation<const S>& from
     chunk.values[i] = valid ? row.base[tap.offset] : S(0);
   }
   *to = chunk;
+}
+
+// Feeds and multiplies `count` steps, kStages - 1 of them on their way. Afterwards the shared memory is free.
+template <class E, class Feed, class Multiply>
+__device__ inline void run_steps(typename E::S* stages, int count, const Feed& feed, const Multiply& multiply) {
+  constexpr int kSecond = E::kM * kStep<typename E::S>;  // where a stage's second operand begins
+  const auto stage = [&](int index) { return stages + index % kStages * E::kStageElements; };
+  const auto fetch = [&](int index) {
+    if (index < count) feed(stage(index), stage(index) + kSecond);
+    commit_copies();
+  };
+  for (int step = 0; step < kStages - 1; ++step) fetch(step);
+  for (int step = 0; step < count; ++step) {
+    wait_for_copies<kStages - 2>();
+    __syncthreads();  // this step's operands are there, and nobody reads the last one's any more
+    fetch(step + kStages - 1);
+    multiply(stage(step), stage(step) + kSecond);
+  }
+  wait_for_copies<0>();
+  __syncthreads();
 }
 
 // A place's coordinates, from its number among those of an image.

@@ -44,9 +44,8 @@ struct PixelOf {
 
   template <class S>
   __device__ PixelOf(const Activation<S>& tensor, int64_t pixel) {
-    const int pixels = tensor.extent[0] * tensor.extent[1] * tensor.extent[2];
-    n = pixel / pixels;
-    index = static_cast<int>(pixel - n * pixels);
+    n = pixel / tensor.pixels();
+    index = static_cast<int>(pixel - n * tensor.pixels());
     const int line = index / tensor.extent[2];
     at[2] = index - line * tensor.extent[2];
     at[0] = line / tensor.extent[1];
@@ -164,9 +163,9 @@ struct Prologue {
   __device__ int64_t pixels() const { return geo.batch * geo.out_pixels(); }
   __device__ Patch patch(int64_t index, int64_t group) const {
     const PixelOf pixel(grad, index);
-    const int64_t channel = group * geo.out_channels, plane = (pixel.n * geo.groups + group) * geo.out_pixels() + pixel.index;
-    return {grad.at(pixel.n, channel, pixel.at), y.at(pixel.n, channel, pixel.at), z.at(pixel.n, channel, pixel.at), plane,
-            reciprocal_divisor(r[plane], delta)};
+    const int64_t plane = (pixel.n * geo.groups + group) * geo.out_pixels() + pixel.index;
+    const auto at = [&](const Activation<const S>& t) { return t.at(pixel.n, group * geo.out_channels, pixel.at); };
+    return {at(grad), at(y), at(z), plane, reciprocal_divisor(r[plane], delta)};
   }
   __device__ A open(const Patch& patch, int64_t channel) const {
     const A g = grad.data[patch.grad + channel * grad.channel];
@@ -273,7 +272,7 @@ __global__ void add_moments(Prologue<S> args, int64_t patches) {
   }
 }
 
-// The largest |e| that each block finds; then the power of two that brings the largest of all below `top`, and its inverse.
+// The largest |e| that each block finds.
 template <class S>
 __global__ void __launch_bounds__(kThreads) largest_error(Prologue<S> args, float* largest) {
   auto* const patches = reinterpret_cast<typename Prologue<S>::Patch*>(shared_memory());
@@ -303,17 +302,6 @@ __global__ void __launch_bounds__(kThreads) largest_error(Prologue<S> args, floa
 template <class S>
 constexpr size_t largest_shared_bytes() {
   return kTilePixels * sizeof(typename Prologue<S>::Patch) + kThreads * sizeof(float);
-}
-
-template <class Scale>
-__global__ void scale_for_errors(const float* largest, int64_t count, float top, Scale* scale) {
-  float most = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kWarp) most = fmaxf(most, largest[i]);
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
-  if (threadIdx.x != 0) return;
-  const float power = most > 0 ? fminf(floorf(log2f(top / most)), 100.0f) : 0.0f;
-  scale[0] = exp2f(power);
-  scale[1] = exp2f(-power);
 }
 
 // sums[c] = the sum of a column. A block 32 columns: each lane every 8th row of one, then the lanes in their order.

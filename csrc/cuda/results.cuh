@@ -38,10 +38,10 @@ __device__ inline void read_values(const S* from, S (&values)[kCount]) {
 // Whether each pixel's channels are whole chunks, aligned.
 template <class S>
 CCN_HOST_DEVICE inline bool takes_chunks(const Activation<S>& tensor, int64_t channels) {
-  return tensor.channel == 1 && reinterpret_cast<uintptr_t>(tensor.data) % kChunkBytes == 0 && channels % kChunk<S> == 0 && tensor.image % kChunk<S> == 0 &&
+  const bool aligned = reinterpret_cast<uintptr_t>(tensor.data) % kChunkBytes == 0;
+  return aligned && tensor.channel == 1 && channels % kChunk<S> == 0 && tensor.image % kChunk<S> == 0 &&
          tensor.stride[0] % kChunk<S> == 0 && tensor.stride[1] % kChunk<S> == 0 && tensor.stride[2] % kChunk<S> == 0;
 }
-
 
 // y = activate(alpha * sum / (r + delta) + bias), z = sum / (r + delta), and r.
 template <class S>

@@ -114,7 +114,6 @@ __global__ void __launch_bounds__(E::kThreads, 2) weight_gradient(WeightGradient
   const int64_t end = first + args.split_places < all ? first + args.split_places : all;
 
   S* const stages = reinterpret_cast<S*>(shared_memory());
-  const auto stage = [&](int index) { return stages + index % kStages * E::kStageElements; };
   const int count = static_cast<int>(ceil_div(end - first, kStep<S>));
   E engine;
   Tap* const taps = reinterpret_cast<Tap*>(stages + kStages * E::kStageElements);
@@ -123,19 +122,8 @@ __global__ void __launch_bounds__(E::kThreads, 2) weight_gradient(WeightGradient
     __syncthreads();
   }
   PlaceFeeder<E, kTogether> feeder(args, windows, group, first_k, first_output, first, end, taps);
-  const auto fetch = [&](int index) {
-    if (index < count) feeder.fetch(stage(index), stage(index) + E::kM * kStep<S>);
-    commit_copies();
-  };
-  for (int step = 0; step < kStages - 1; ++step) fetch(step);
-  for (int step = 0; step < count; ++step) {
-    wait_for_copies<kStages - 2>();
-    __syncthreads();
-    fetch(step + kStages - 1);
-    engine.multiply_columns(stage(step), stage(step) + E::kM * kStep<S>);
-  }
-  wait_for_copies<0>();
-  __syncthreads();
+  run_steps<E>(stages, count, [&](S* a, S* b) { feeder.fetch(a, b); },
+               [&](S* a, S* b) { engine.multiply_columns(a, b); });
 
   A* const sums = reinterpret_cast<A*>(shared_memory());
   engine.store(sums, kPitch);
@@ -151,9 +139,9 @@ __global__ void __launch_bounds__(E::kThreads, 2) weight_gradient(WeightGradient
 
 template <class E, bool kTogether>
 void launch_gradient(const WeightGradient<typename E::S>& args) {
-  const int64_t depth = args.geo.kernel[0] * args.geo.kernel[1] * args.geo.kernel[2] * args.x.channels;
-  const int64_t tiles = ceil_div(depth, E::kM) * ceil_div(args.outputs, E::kN);
-  launch(weight_gradient<E, kTogether>, tiles * args.geo.groups * args.splits, E::kThreads, gradient_shared_bytes<E, kTogether>(), args);
+  const int64_t tiles = ceil_div(args.geo.taps() * args.x.channels, E::kM) * ceil_div(args.outputs, E::kN);
+  launch(weight_gradient<E, kTogether>, tiles * args.geo.groups * args.splits, E::kThreads,
+         gradient_shared_bytes<E, kTogether>(), args);
 }
 
 template <class S>
