@@ -9,7 +9,7 @@ CUDA_ARCHITECTURES := 8.0;9.0a;10.0
 ACCEPTED := $(if $(ACCEPT),--accept)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test test-triton test-cuda sanitize-cuda test-oldest-triton kernels cuda-kernels example guard lint dist bench readme gpu abi-check clean
+.PHONY: demo test test-triton test-cuda sanitize-cuda test-oldest-triton kernels cuda-kernels example behaviour guard lint dist bench readme gpu abi-check clean
 
 demo: $(VENV)/built  ## trains and attacks plain and compact networks on digits, prints a table, draws a picture
 	$(VENV)/bin/ccn demo
@@ -51,6 +51,9 @@ build/examples/compact_conv: csrc/examples/compact_conv.cpp $(VENV)/built
 	torch=$$($(PYTHON) -c 'import os, torch; print(os.path.dirname(torch.__file__))') && \
 	$(CXX) -std=c++20 -O2 -isystem $$torch/include $< -o $@ \
 	  -L$$torch/lib -Wl,-rpath,$$torch/lib -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10
+
+behaviour: $(VENV)/built  ## docs/behaviour.md, from the tests of tests/citizen
+	OMP_WAIT_POLICY=passive $(PYTHON) tests/citizen/behaviour.py
 
 guard: $(VENV)/built  ## instructions that the CPU kernels take on small layers, against those on record (needs valgrind)
 	$(PYTHON) tests/guard/instructions.py $(ACCEPTED)

@@ -1,0 +1,32 @@
+"""Each test here shows one feature of ``nn.Conv2d`` on both layers, and is a row of docs/behaviour.md.
+
+``@pytest.mark.behaviour(section, feature)`` makes the row; ``ours`` and ``conv`` say what the cells do where a layer
+does not simply work. A test that takes ``kind`` runs with ``nn.Conv2d`` and with ours; one that does not must say what
+``conv`` does.
+"""
+
+import behaviour
+import pytest
+from torch import nn
+
+from ccn_kernels import CompactConv2d
+
+
+@pytest.fixture(params=[nn.Conv2d, CompactConv2d], ids=["plain", "compact"])
+def kind(request):
+    return request.param
+
+
+def pytest_collection_modifyitems(config, items):
+    """The comparison of the table with what the session saw comes last."""
+    items.sort(key=lambda item: item.path.name == behaviour.LAST)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    mark = item.get_closest_marker("behaviour")
+    if mark is not None and (report.when == "call" or report.outcome != "passed"):
+        table = item.session.stash.setdefault(behaviour.SEEN, behaviour.Table())
+        table.add(behaviour.row_of(item, mark), report.passed)
+    return report
