@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from . import ops, reference
 from .spec import ConvSpec, seen_pixels, without_autocast
@@ -40,7 +40,7 @@ def _differentiates() -> bool:
     """Whether anything may want a derivative, in whatever mode; a Function costs several times the operator's call."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return True
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active()
 
 
 def _needs_quotient(input: bool, weight: bool, alpha: bool, spec: ConvSpec) -> bool:

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import autograd, backends, reference
 from .arguments import Call, resolve
 from .losses import l2_softmax_loss
 
+NO_TORCHSCRIPT = (
+    "compact convolutions do not go through torch.jit: use torch.compile, torch.export or torch.onnx.export"
+)
+
 __all__ = ["compact_conv1d", "compact_conv2d", "compact_conv3d", "compact_linear", "l2_softmax_loss"]
 
 
+def _public(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As with PyTorch's own functions, a tensor subclass or a mode that has ``__torch_function__`` is asked first."""
+
+    @functools.wraps(function)
+    def call(input, weight, bias=None, alpha=1.0, *args, **kwargs):
+        operands = (input, weight, bias, alpha)
+        if has_torch_function(operands):
+            return handle_torch_function(call, operands, *operands, *args, **kwargs)
+        if torch.jit.is_tracing():
+            raise RuntimeError(NO_TORCHSCRIPT)
+        return function(*operands, *args, **kwargs)
+
+    return call
+
+
+@_public
 def compact_conv1d(
     input: Tensor,
     weight: Tensor,
@@ -36,6 +61,7 @@ def compact_conv1d(
     return _run(resolve(1, input, weight, bias, alpha, *args), backend)
 
 
+@_public
 def compact_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -74,6 +100,7 @@ def compact_conv2d(
     return _run(resolve(2, input, weight, bias, alpha, *args), backend)
 
 
+@_public
 def compact_conv3d(
     input: Tensor,
     weight: Tensor,
@@ -97,6 +124,7 @@ def compact_conv3d(
     return _run(resolve(3, input, weight, bias, alpha, *args), backend)
 
 
+@_public
 def compact_linear(
     input: Tensor,
     weight: Tensor,
@@ -117,7 +145,8 @@ def compact_linear(
 
 def _run(call: Call, backend: str | None) -> Tensor:
     input, weight, bias, alpha, spec, _ = call
-    name = backends.select(backend, input.device.type, input.dtype, spec.rank)
+    forward_mode = forward_ad._current_level >= 0
+    name = backends.select(backend, input.device.type, input.dtype, spec.rank, forward_mode)
     if name == "reference":
         return reference.run(call)
     return call.restore(autograd.compact_conv(input, weight, bias, alpha, spec, name))

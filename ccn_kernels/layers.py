@@ -23,6 +23,7 @@ class _Compact(nn.Module):
 
     weight: Tensor
     alpha: Tensor
+    initial_alpha: float
     delta: float
     activation: str | None
     backend: str | None
@@ -34,12 +35,36 @@ class _Compact(nn.Module):
         check_activation(activation)
         if backend is not None:
             backends.get(backend)
-        scale = torch.full((), float(alpha), device=self.weight.device, dtype=self.weight.dtype)
-        if learn_alpha:
+        self.initial_alpha = float(alpha)
+        self.delta, self.activation, self.backend = delta, activation, backend
+        self._make_alpha(learn_alpha)
+
+    def _make_alpha(self, learn: bool) -> None:
+        scale = torch.full((), self.initial_alpha, device=self.weight.device, dtype=self.weight.dtype)
+        if learn:
             self.alpha = nn.Parameter(scale)
         else:
             self.register_buffer("alpha", scale)
-        self.delta, self.activation, self.backend = delta, activation, backend
+
+    @torch.no_grad()
+    def _reset_alpha(self) -> None:
+        self.alpha.fill_(self.initial_alpha)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # type: ignore[misc]
+        if hasattr(self, "alpha"):  # the plain layer's constructor comes here before it is made
+            self._reset_alpha()
+
+    def _apply(self, fn, recurse=True):
+        """After ``to_empty`` from the meta device, a plain layer's state fills in all but alpha: that is set here."""
+        was_meta = self.alpha.is_meta
+        super()._apply(fn, recurse)
+        if was_meta and not self.alpha.is_meta:
+            self._reset_alpha()
+        return self
+
+    def __prepare_scriptable__(self):
+        raise RuntimeError(functional.NO_TORCHSCRIPT)
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -62,6 +87,8 @@ class _Compact(nn.Module):
         if key in missing and prefix + "weight" in state_dict:
             missing.remove(key)
             _warn_about_alpha(key)
+            if self.alpha.is_meta and not self.weight.is_meta:  # load_state_dict(assign=True)
+                self._make_alpha(isinstance(self.alpha, nn.Parameter))
 
 
 def _warn_about_alpha(key: str) -> None:

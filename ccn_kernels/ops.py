@@ -1,17 +1,20 @@
 """The operators ``ccn::compact_conv`` and ``ccn::compact_conv_backward`` as PyTorch's compiler sees them.
 
 The only module that knows ``torch.library``: schemas, kernels (which hand over to the backend that the call names),
-fakes, and vmap rules. They carry no autograd formula of their own; :mod:`ccn_kernels.autograd` does.
+fakes, vmap rules, and what they are in ATen's operators. They carry no autograd formula of their own;
+:mod:`ccn_kernels.autograd` does.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._decomp import register_decomposition
 
-from . import backends
+from . import backends, reference
 from .spec import ConvSpec, memory_format, norm_dtype, output_size
 
 _SPEC = "int[] stride, int[] padding, int[] dilation, int groups, float delta, bool relu"
@@ -76,8 +79,13 @@ def compact_conv_backward(
     )
 
 
+def _spec(stride, padding, dilation, groups, delta, relu) -> ConvSpec:
+    """AOTInductor hands over None for an empty list, which a linear layer's are."""
+    return ConvSpec(tuple(stride or ()), tuple(padding or ()), tuple(dilation or ()), groups, delta, relu)
+
+
 def _forward(input, weight, bias, alpha, stride, padding, dilation, groups, delta, relu, save_quotient, backend):
-    spec = ConvSpec(tuple(stride), tuple(padding), tuple(dilation), groups, delta, relu)
+    spec = _spec(stride, padding, dilation, groups, delta, relu)
     return backends.get(backend).forward(input, weight, bias, alpha, spec, save_quotient)
 
 
@@ -85,14 +93,14 @@ def _backward(
     grad, input, weight, bias, alpha, output, quotient, norm,
     stride, padding, dilation, groups, delta, relu, output_mask, backend,
 ):  # fmt: skip
-    spec = ConvSpec(tuple(stride), tuple(padding), tuple(dilation), groups, delta, relu)
+    spec = _spec(stride, padding, dilation, groups, delta, relu)
     return backends.get(backend).backward(
         grad, input, weight, bias, alpha, output, quotient, norm, spec, list(output_mask)
     )
 
 
 def _forward_fake(input, weight, bias, alpha, stride, padding, dilation, groups, delta, relu, save_quotient, backend):
-    spec = ConvSpec(tuple(stride), tuple(padding), tuple(dilation), groups, delta, relu)
+    spec = _spec(stride, padding, dilation, groups, delta, relu)
     size = output_size(spec, input, weight)
     shape = (input.shape[0], weight.shape[0], *size)
     output = input.new_empty(shape).to(memory_format=memory_format(input, weight))
@@ -139,3 +147,36 @@ for _name, _kernel, _fake in (
     _library.impl(_name, _kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"ccn::{_name}", _fake, lib=_library)
     torch.library.register_vmap(f"ccn::{_name}", _loop(getattr(torch.ops.ccn, _name)), lib=_library)
+
+
+# torch.onnx decomposes what stands in this table. Where a size is symbolic, fake tensors prefer it to a fake, unless
+# there is a "meta" as well.
+@register_decomposition(torch.ops.ccn.compact_conv.default)
+def _decomposed(input, weight, bias, alpha, stride, padding, dilation, groups, delta, relu, save_quotient, backend):
+    spec = _spec(stride, padding, dilation, groups, delta, relu)
+    output, quotient, norm = reference.branches(input, weight, bias, alpha, spec)
+    return output, quotient.to(input.dtype) if save_quotient else input.new_empty(0), norm
+
+
+register_decomposition(torch.ops.ccn.compact_conv.default, type="meta")(_forward_fake)
+
+
+def decompositions() -> dict:
+    """For ``torch.export.ExportedProgram.run_decompositions``: leaves ATen's operators alone in an exported model.
+
+    Such a program (an AOTInductor package made of it, say) runs where this package is not installed.
+    """
+    return {**torch.export.default_decompositions(), torch.ops.ccn.compact_conv.default: _decomposed}
+
+
+def flop_formulas() -> dict:
+    """For ``torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)``: a convolution's; norms are not counted."""
+
+    def forward(input, weight, *_, out_shape):
+        return 2 * math.prod(out_shape[0]) * math.prod(weight[1:])
+
+    def backward(grad, input, weight, *rest, out_shape):
+        mask = rest[-2]
+        return (mask[0] + mask[1]) * 2 * math.prod(grad) * math.prod(weight[1:])
+
+    return {torch.ops.ccn.compact_conv: forward, torch.ops.ccn.compact_conv_backward: backward}

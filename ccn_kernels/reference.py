@@ -45,6 +45,13 @@ def patch_norm(input: Tensor, kernel_size: tuple[int, ...], spec: ConvSpec) -> T
 
 def compact_conv(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float, spec: ConvSpec) -> Tensor:
     """Equation 4 of the paper for one ``ConvSpec``: input [N, C, *spatial] to output [N, O, *out]."""
+    return branches(input, weight, bias, alpha, spec)[0]
+
+
+def branches(
+    input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float, spec: ConvSpec
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output [N, O, *out], quotient u / d (the same shape, at least fp32 for fp16) and norm [N, groups, *out]."""
     input, spec = seen_pixels(input, tuple(weight.shape[2:]), spec)
     norm = patch_norm(input, tuple(weight.shape[2:]), spec)
     # fp16 products overflow where the quotient would not
@@ -58,13 +65,14 @@ def compact_conv(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tens
     if spec.delta == 0:  # 0 / 0 counts as 0
         divisor = torch.where(norm == 0, torch.inf, divisor)
     if spec.groups == 1:
-        output = alpha * (product / divisor)
+        quotient = product / divisor
     else:
         by_group = product.unflatten(1, (spec.groups, -1))  # [N, groups, O / groups, *out]
-        output = alpha * (by_group / divisor.unsqueeze(2)).flatten(1, 2)
+        quotient = (by_group / divisor.unsqueeze(2)).flatten(1, 2)
+    output = alpha * quotient
     if bias is not None:
         output = output + bias.reshape(-1, *[1] * spec.rank)
-    return (output.relu() if spec.relu else output).to(input.dtype)
+    return (output.relu() if spec.relu else output).to(input.dtype), quotient, norm
 
 
 def _convolution(rank: int) -> Callable[..., Tensor]:

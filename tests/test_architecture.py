@@ -47,7 +47,7 @@ ALLOWED = {
     "backends.triton": {"spec", "backends.triton.config", "backends.triton.launch", "backends.triton.replay"}
     | TRITON_PASSES_ALONE,
     "backends": {"spec", "backends.cpu", "backends.cuda", "backends.reference", "backends.triton"},
-    "ops": {"backends", "spec"},
+    "ops": {"backends", "reference", "spec"},
     "autograd": {"ops", "reference", "spec"},
     "losses": {"reference"},
     "functional": {"autograd", "backends", "reference", "arguments", "losses"},

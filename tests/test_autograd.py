@@ -199,13 +199,13 @@ def test_forward_mode_works_in_the_reference_and_is_refused_clearly_elsewhere(ba
         torch.testing.assert_close(found, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(y, call(*problem.operands))
         return
-    with pytest.raises((RuntimeError, NotImplementedError), match=r"forward|jvp"):
+    with pytest.raises(RuntimeError, match=rf"backend='{backend}' cannot run this call: forward-mode"):
         jvp(call, problem.operands, tangents)
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(*pair) for pair in zip(problem.operands, tangents, strict=True)]
-        with pytest.raises((RuntimeError, NotImplementedError), match=r"forward|jvp"):
+        with pytest.raises(RuntimeError, match="forward-mode"):
             call(*duals)
-        with torch.no_grad(), pytest.raises((RuntimeError, NotImplementedError), match=r"forward|jvp"):
+        with torch.no_grad(), pytest.raises(RuntimeError, match="forward-mode"):
             call(*duals)  # no_grad turns reverse mode off alone: tangents must not be lost in silence
 
 

@@ -86,6 +86,13 @@ def test_the_fastest_that_can_run_the_call_is_chosen(calls):
     assert calls == ["forward"]
 
 
+def test_forward_mode_is_the_references_alone():
+    assert backends.select(None, "cpu", torch.float32, 2, forward_mode=True) == "reference"
+    found = backends.explain("cpu", forward_mode=True)
+    assert found.pop("reference") is None
+    assert all("forward-mode" in reason for reason in found.values())
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_the_cpu_backend_runs_every_rank_and_dtype(rank, dtype):

@@ -29,6 +29,7 @@ class Request(NamedTuple):
     device: str
     dtype: torch.dtype
     rank: int
+    forward_mode: bool = False  # whether a tangent may be asked for
 
 
 def get(name: str) -> ModuleType:
@@ -47,16 +48,20 @@ def available_backends() -> tuple[str, ...]:
 def rejection(name: str, request: Request) -> str | None:
     """Why backend ``name`` cannot run ``request``; None if it can."""
     backend = get(name)
+    if request.forward_mode and backend is not reference:
+        return "forward-mode derivatives (jvp) are the reference's alone"
     return backend.unavailable() or backend.unsupported(request)
 
 
-def explain(device: str = "cpu", dtype: torch.dtype = torch.float32, rank: int = 2) -> dict[str, str | None]:
+def explain(
+    device: str = "cpu", dtype: torch.dtype = torch.float32, rank: int = 2, forward_mode: bool = False
+) -> dict[str, str | None]:
     """For each backend, fastest first: None if it may be chosen for such a call, else the reason why not."""
-    request = Request(device, dtype, rank)
+    request = Request(device, dtype, rank, forward_mode)
     return {name: rejection(name, request) for name in reversed(NAMES)}
 
 
-def select(requested: str | None, device: str, dtype: torch.dtype, rank: int) -> str:
+def select(requested: str | None, device: str, dtype: torch.dtype, rank: int, forward_mode: bool = False) -> str:
     """The backend for one call: the requested one, else that of ``CCN_BACKEND``, else the fastest that can run it.
 
     Raises:
@@ -66,11 +71,12 @@ def select(requested: str | None, device: str, dtype: torch.dtype, rank: int) ->
     source = "backend"
     if requested is None:
         source, requested = ENVIRONMENT, os.environ.get(ENVIRONMENT) or None
+    request = Request(device, dtype, rank, forward_mode)
     if requested is None:
-        return _fastest(device, dtype, rank)
+        return _fastest(request)
     if requested not in NAMES:
         raise ValueError(f"{source} must be one of {NAMES}, got {requested!r}")
-    reason = rejection(requested, Request(device, dtype, rank))
+    reason = rejection(requested, request)
     if reason is not None:
         raise RuntimeError(f"{source}={requested!r} cannot run this call: {reason}")
     return requested
@@ -80,11 +86,9 @@ def select(requested: str | None, device: str, dtype: torch.dtype, rank: int) ->
 select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _fastest(device: str, dtype: torch.dtype, rank: int) -> str:
-    request = Request(device, dtype, rank)
-    for backend in PREFERENCE:  # as `explain`, but the slower ones are not asked
-        name = backend.NAME
-        reason = backend.unavailable() or backend.unsupported(request)
+def _fastest(request: Request) -> str:
+    for name in reversed(NAMES):  # as `explain`, but the slower ones are not asked
+        reason = rejection(name, request)
         if reason is None:
             return name
         logger.debug("backend %s rejected: %s", name, reason)

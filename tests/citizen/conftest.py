@@ -7,14 +7,44 @@ does not simply work. A test that takes ``kind`` runs with ``nn.Conv2d`` and wit
 
 import behaviour
 import pytest
+import torch
+import torch.nn.functional as F
 from torch import nn
 
-from ccn_kernels import CompactConv2d
+from ccn_kernels import CompactConv2d, CompactLinear
+from ccn_kernels.functional import compact_conv2d
 
 
 @pytest.fixture(params=[nn.Conv2d, CompactConv2d], ids=["plain", "compact"])
 def kind(request):
     return request.param
+
+
+@pytest.fixture
+def function(kind):
+    """What the layer calls."""
+    return F.conv2d if kind is nn.Conv2d else compact_conv2d
+
+
+@pytest.fixture
+def network(kind):
+    """A small network of the layer: images [N, 3, 8, 8] to [N, 5]."""
+    linear = nn.Linear if kind is nn.Conv2d else CompactLinear
+    return nn.Sequential(
+        kind(3, 8, 3, padding="same"),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        kind(8, 6, (2, 3), stride=2, padding=1, padding_mode="reflect", groups=2, bias=False),
+        nn.Flatten(),
+        linear(6 * 5 * 4, 5),
+    )
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
 
 
 def pytest_collection_modifyitems(config, items):
