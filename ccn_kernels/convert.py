@@ -116,6 +116,24 @@ def _set_alpha(layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) 
     layer.alpha.fill_(norm.mean() + layer.delta)
 
 
+def shardable(model: nn.Module) -> nn.Module:
+    """Gives each compact layer's learnable alpha one axis, since ``fully_shard`` (FSDP2) refuses 0-dim parameters.
+
+    Changes ``model`` itself and returns it. Call it after :func:`calibrate`, before ``fully_shard`` and before making
+    the optimiser: the alphas, of shape [1] then, are new Parameters. Shared ones stay shared. ``load_state_dict`` takes
+    the state of a model whose alphas are 0-dim, and the other way round.
+    """
+    given: dict[nn.Parameter, nn.Parameter] = {}
+    for layer in compact_layers(model):
+        alpha = layer.alpha
+        if isinstance(alpha, nn.Parameter):
+            layer.alpha_shape = (1,)
+            if alpha.dim() == 0:
+                shaped = nn.Parameter(alpha.detach().reshape(1), alpha.requires_grad)
+                layer.alpha = given.setdefault(alpha, shaped)
+    return model
+
+
 def _patterns(argument: str, value: str | Iterable[str] | None, model: nn.Module) -> list[str] | None:
     if value is None:
         return None

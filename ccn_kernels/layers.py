@@ -23,6 +23,7 @@ class _Compact(nn.Module):
 
     weight: Tensor
     alpha: Tensor
+    alpha_shape: tuple[int, ...] = ()  # (1,) after convert.shardable
     initial_alpha: float
     delta: float
     activation: str | None
@@ -40,7 +41,7 @@ class _Compact(nn.Module):
         self._make_alpha(learn_alpha)
 
     def _make_alpha(self, learn: bool) -> None:
-        scale = torch.full((), self.initial_alpha, device=self.weight.device, dtype=self.weight.dtype)
+        scale = torch.full(self.alpha_shape, self.initial_alpha, device=self.weight.device, dtype=self.weight.dtype)
         if learn:
             self.alpha = nn.Parameter(scale)
         else:
@@ -67,6 +68,11 @@ class _Compact(nn.Module):
         raise RuntimeError(functional.NO_TORCHSCRIPT)
 
     @property
+    def _scale(self) -> Tensor:
+        """Alpha as the functions take it. Torch.fx could not follow a question to alpha itself."""
+        return self.alpha.reshape(()) if self.alpha_shape else self.alpha
+
+    @property
     def _settings(self) -> dict[str, Any]:
         return {"delta": self.delta, "activation": self.activation, "backend": self.backend}
 
@@ -82,13 +88,25 @@ class _Compact(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
         """A plain layer's state has no alpha: ours keeps its own, and says so once."""
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         key = prefix + "alpha"
+        state_dict = self._with_our_axis(state_dict, key)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         if key in missing and prefix + "weight" in state_dict:
             missing.remove(key)
             _warn_about_alpha(key)
             if self.alpha.is_meta and not self.weight.is_meta:  # load_state_dict(assign=True)
                 self._make_alpha(isinstance(self.alpha, nn.Parameter))
+
+    def _with_our_axis(self, state_dict, key):
+        """A 0-dim alpha for one that ``convert.shardable`` gave an axis; PyTorch does the contrary by itself."""
+        if not self.alpha_shape or key not in state_dict or state_dict[key].dim():
+            return state_dict
+        value = state_dict[key].reshape(self.alpha_shape)
+        if hasattr(self.alpha, "placements"):  # sharded, by a library that not every PyTorch has
+            from torch.distributed.tensor import distribute_tensor
+
+            value = distribute_tensor(value, self.alpha.device_mesh, self.alpha.placements, src_data_rank=None)
+        return {**state_dict, key: value}
 
 
 def _warn_about_alpha(key: str) -> None:
@@ -122,14 +140,14 @@ class _CompactConv(_Compact):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = self._padded(input)
         return type(self)._call(
-            input, weight, bias, self.alpha, self.stride, padding, self.dilation, self.groups, **self._settings
+            input, weight, bias, self._scale, self.stride, padding, self.dilation, self.groups, **self._settings
         )
 
     def input_norm(self, input: Tensor) -> Tensor:
         """L2 norms [N, groups, *out] of the patches that this layer sees in ``input``."""
         input, padding = self._padded(input)
         call = resolve(
-            len(self.kernel_size), input, self.weight, None, self.alpha,
+            len(self.kernel_size), input, self.weight, None, self._scale,
             self.stride, padding, self.dilation, self.groups, self.delta, None,
         )  # fmt: skip
         return reference.patch_norm(call.input, self.kernel_size, call.spec)
@@ -217,7 +235,7 @@ class CompactLinear(_Compact, nn.Linear):
         self._add_scale(alpha, learn_alpha, delta, activation, backend)
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.compact_linear(input, self.weight, self.bias, self.alpha, **self._settings)
+        return functional.compact_linear(input, self.weight, self.bias, self._scale, **self._settings)
 
     def input_norm(self, input: Tensor) -> Tensor:
         """L2 norms [..., 1] of the vectors in ``input``."""

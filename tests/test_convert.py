@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from ccn_kernels import CompactConv1d, CompactConv2d, CompactConv3d, CompactLinear
-from ccn_kernels.convert import calibrate, compact_layers, to_compact
+from ccn_kernels.convert import calibrate, compact_layers, shardable, to_compact
 
 
 class Net(nn.Module):
@@ -337,3 +337,62 @@ def test_calibration_in_other_dtypes_and_padding_modes(mode, dtype):
     calibrate(layer, x)
     want = oracle.patch_norms(x, (3, 3), padding=1, padding_mode=mode).mean() + 0.01
     torch.testing.assert_close(layer.alpha.detach(), want.to(dtype))
+
+
+def test_shardable_alphas_have_an_axis_and_compute_the_same():
+    model, x = to_compact(Net(), alpha=2.0), torch.randn(2, 3, 6, 6)
+    shaped = copy.deepcopy(model)
+    assert shardable(shaped) is shaped
+    assert [layer.alpha.shape for layer in compact_layers(shaped)] == [(1,)] * 4
+    outputs, gradients = [], []
+    for one in (model, shaped, copy.deepcopy(shaped)):
+        outputs.append(one(x))
+        gradients.append([part.flatten() for part in torch.autograd.grad(outputs[-1].sum(), list(one.parameters()))])
+    torch.testing.assert_close(outputs[1:], outputs[:1] * 2, rtol=0, atol=0)
+    torch.testing.assert_close(gradients[1:], gradients[:1] * 2, rtol=0, atol=0)
+    assert torch.equal(shaped.features[0].input_norm(x), model.features[0].input_norm(x))
+    assert repr(shaped) == repr(model)
+
+
+def test_shardable_twice_changes_nothing_more():
+    model = shardable(to_compact(Net()))
+    learned = list(model.parameters())
+    assert [id(part) for part in shardable(model).parameters()] == list(map(id, learned))
+
+
+def test_shardable_keeps_what_is_shared_frozen_or_not_learned():
+    model = nn.ModuleList([CompactLinear(4, 4), CompactConv2d(4, 4, 1), CompactLinear(4, 4, learn_alpha=False)])
+    model[1].alpha = model[0].alpha
+    model[1].alpha.requires_grad_(False)
+    shardable(model)
+    assert model[0].alpha is model[1].alpha
+    assert not model[0].alpha.requires_grad
+    assert model[2].alpha.shape == ()
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_states_load_into_shardable_models_and_back(assign):
+    saved, x = to_compact(Net(), alpha=3.0).eval(), torch.randn(2, 3, 6, 6)
+    shaped, plain = shardable(to_compact(Net())).eval(), to_compact(Net()).eval()
+    shaped.load_state_dict(saved.state_dict(), assign=assign)
+    plain.load_state_dict(shaped.state_dict(), assign=assign)
+    assert [model.features[0].alpha.shape for model in (shaped, plain)] == [(1,), ()]
+    assert torch.equal(shaped(x), saved(x))
+    assert torch.equal(plain(x), saved(x))
+
+
+def test_shardable_models_are_calibrated_as_others_are():
+    model, x = to_compact(Net()), torch.randn(4, 3, 9, 9)
+    shaped = calibrate(shardable(copy.deepcopy(model)), x)
+    assert shaped.features[0].alpha.shape == (1,)
+    calibrate(model, x)
+    for one, two in zip(compact_layers(shaped), compact_layers(model), strict=True):
+        torch.testing.assert_close(one.alpha[0], two.alpha)
+
+
+def test_shardable_keeps_its_axis_when_a_plain_state_fills_in_the_meta_device():
+    plain = Net()
+    with torch.device("meta"):
+        model = shardable(to_compact(Net(), alpha=2.0))
+    model.load_state_dict(plain.state_dict(), assign=True)
+    assert [layer.alpha.tolist() for layer in compact_layers(model)] == [[2.0]] * 4
