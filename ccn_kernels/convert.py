@@ -117,11 +117,11 @@ def _set_alpha(layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) 
 
 
 def shardable(model: nn.Module) -> nn.Module:
-    """Gives each compact layer's learnable alpha one axis, since ``fully_shard`` (FSDP2) refuses 0-dim parameters.
+    """Gives each compact layer's learnable alpha one axis: FSDP, 1 and 2, and PowerSGD refuse 0-dim parameters.
 
-    Changes ``model`` itself and returns it. Call it after :func:`calibrate`, before ``fully_shard`` and before making
-    the optimiser: the alphas, of shape [1] then, are new Parameters. Shared ones stay shared. ``load_state_dict`` takes
-    the state of a model whose alphas are 0-dim, and the other way round.
+    Changes ``model`` itself and returns it. Call it after :func:`calibrate`, and before the model is sharded and the
+    optimiser made: the alphas, of shape [1] then, are new Parameters. Shared ones stay shared. ``load_state_dict``
+    takes the state of a model whose alphas are 0-dim, and the other way round.
     """
     given: dict[nn.Parameter, nn.Parameter] = {}
     for layer in compact_layers(model):

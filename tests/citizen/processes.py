@@ -13,8 +13,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
@@ -27,10 +30,12 @@ SHARED = Path(sys.argv[1])
 
 
 class Network(nn.Module):
+    """Its batch norm's large eps lets the scale of what it normalises matter: alpha gets a gradient."""
+
     def __init__(self, spare=False):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
+            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8, eps=1.0), nn.ReLU(inplace=True),
             nn.Conv2d(8, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 5),
         )  # fmt: skip
         self.spare = nn.Linear(54, 5) if spare else None
@@ -90,6 +95,26 @@ def ddp_compiled(compact):
     assert_alike(model, alone(compact, torch.optim.SGD))
 
 
+def ddp_power_sgd(compact):
+    """Gradients that travel as factors, of full rank here."""
+    model = network(compact)
+    parallel = DistributedDataParallel(shardable(model))
+    state = PowerSGDState(None, matrix_approximation_rank=8, start_powerSGD_iter=2, min_compression_rate=0.1)
+    parallel.register_comm_hook(state, powerSGD_hook)
+    train(parallel, [RANK], torch.optim.SGD)
+    expected = shardable(network(compact))
+    train(expected, range(PROCESSES), torch.optim.SGD)
+    assert_alike(model, expected)
+
+
+def fsdp1(compact):
+    model = FullyShardedDataParallel(shardable(network(compact)), device_id=torch.device(DEVICE))
+    train(model, [RANK], torch.optim.AdamW)
+    with FullyShardedDataParallel.summon_full_params(model):
+        expected = shardable(alone(compact, torch.optim.AdamW))
+        assert_close(dict(model.module.named_parameters()), dict(expected.named_parameters()))
+
+
 def sharded(model, **settings):
     """Each layer that has parameters on its own, then the rest; batch norm keeps its precision."""
     for layer in shardable(model).layers:
@@ -144,13 +169,37 @@ def fsdp_states(compact):
         assert_holds(copy, whole, rtol=0, atol=0)
 
 
+def distributed_tensors(compact):
+    """A layer on every process, the batch in parts."""
+    layer = network(compact).layers[0]
+    images = torch.cat(data()[0])
+    expected = layer(images)
+    wanted = torch.autograd.grad(expected.square().mean(), list(layer.parameters()))
+    mesh = init_device_mesh(torch.device(DEVICE).type, (PROCESSES,))
+    distribute_module(layer, mesh)
+    parts = distribute_tensor(images, mesh, [Shard(0)])
+    if compact:
+        with pytest.raises(NotImplementedError, match=r"compact_conv.* does not have a sharding strategy"):
+            layer(parts)
+        layer.backend = "reference"
+    output = layer(parts)
+    assert output.placements == (Shard(0),)
+    assert_close(output.full_tensor(), expected)
+    output.square().mean().backward()
+    assert_close([part.grad.full_tensor() for part in layer.parameters()], list(wanted))
+
+
 def fsdp_says_what_it_needs(compact):
     if compact:
         with pytest.raises(ValueError, match=r"Change .*alpha to a 1D tensor"):
             fully_shard(network(compact))
 
 
-CHECKS = (ddp, ddp_compiled, fsdp, fsdp_in_bf16, fsdp_states, fsdp_says_what_it_needs)
+CHECKS = (
+    ddp, ddp_compiled, ddp_power_sgd,
+    fsdp1, fsdp_says_what_it_needs, fsdp, fsdp_in_bf16, fsdp_states,
+    distributed_tensors,
+)  # fmt: skip
 
 
 def main():

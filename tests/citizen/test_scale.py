@@ -52,6 +52,16 @@ def test_ddp_compiled(kind, group):
     group("ddp_compiled", kind)
 
 
+@pytest.mark.behaviour("Scale", "`DistributedDataParallel` with the PowerSGD hook", ours=AFTER_SHARDABLE)
+def test_ddp_power_sgd(kind, group):
+    group("ddp_power_sgd", kind)
+
+
+@pytest.mark.behaviour("Scale", "`FullyShardedDataParallel` (FSDP1): trains as one process", ours=AFTER_SHARDABLE)
+def test_fsdp1(kind, group):
+    group("fsdp1", kind)
+
+
 @pytest.mark.behaviour("Scale", "FSDP2, `fully_shard` of layers and model: trains as one process", ours=AFTER_SHARDABLE)
 def test_fsdp(kind, group):
     group("fsdp_says_what_it_needs", kind)
@@ -68,16 +78,15 @@ def test_fsdp_states(kind, group):
     group("fsdp_states", kind)
 
 
-def gradients(model, inputs):
-    """Of a model and all that it says of the inputs."""
-    loss = sum(model(input).square().sum() for input in inputs)
-    return torch.autograd.grad(loss, list(model.parameters()))
+@pytest.mark.behaviour("Scale", "`DTensor`: a batch in parts", ours='works, with `backend="reference"`')
+def test_distributed_tensors(kind, group):
+    group("distributed_tensors", kind)
 
 
 @pytest.mark.behaviour("Scale", "`nn.DataParallel` and its replicas: gradients reach the model's parameters")
 def test_data_parallel(kind, monkeypatch):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, x = nn.Sequential(kind(3, 6, 3), nn.ReLU(), kind(6, 4, 3)).to(device), torch.randn(4, 3, 8, 8, device=device)
+    there = {"device": "cuda" if torch.cuda.is_available() else "cpu", "dtype": torch.float64}
+    model, x = nn.Sequential(kind(3, 6, 3), nn.ReLU(), kind(6, 4, 3)).to(**there), torch.randn(4, 3, 8, 8, **there)
     assert_close(nn.DataParallel(model)(x), model(x))
 
     def to_every_device(tensors, devices, detach=False):
@@ -86,8 +95,9 @@ def test_data_parallel(kind, monkeypatch):
     replication = importlib.import_module("torch.nn.parallel.replicate")
     monkeypatch.setattr(replication, "_broadcast_coalesced_reshape", to_every_device)
     replicas = replication.replicate(model, [0, 1])
-    loss = sum(replica(part).square().sum() for replica, part in zip(replicas, x.chunk(2), strict=True))
-    assert_close(torch.autograd.grad(loss, list(model.parameters())), gradients(model, [x]))
+    outputs = torch.cat([replica(part) for replica, part in zip(replicas, x.chunk(2), strict=True)])
+    wanted = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    assert_close(torch.autograd.grad(outputs.square().sum(), list(model.parameters())), wanted)
 
 
 @pytest.mark.behaviour("Scale", "forward and backward in a process forked off one that used threads: the same bits")
