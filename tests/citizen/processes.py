@@ -136,6 +136,23 @@ def fsdp(compact):
         assert_holds(model, alone(compact, optimiser))
 
 
+def fsdp_from_meta(compact):
+    """Sharded before there are any numbers; memory that nobody wrote is NaN."""
+    torch.use_deterministic_algorithms(True)
+    with torch.device("meta"):
+        model = Network()
+    model = sharded(to_compact(model, alpha=2.0) if compact else model).to_empty(device=DEVICE)
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    torch.use_deterministic_algorithms(False)
+    for name, part in model.named_parameters():
+        value = part.full_tensor()
+        if name.endswith("alpha"):
+            assert_close(value, torch.full_like(value, 2.0))
+        assert value.isfinite().all(), name
+
+
 def fsdp_in_bf16(compact):
     """Computes as the model in bf16 does; clips by the norm that all processes' gradients have together."""
     model = sharded(network(compact), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
@@ -197,7 +214,7 @@ def fsdp_says_what_it_needs(compact):
 
 CHECKS = (
     ddp, ddp_compiled, ddp_power_sgd,
-    fsdp1, fsdp_says_what_it_needs, fsdp, fsdp_in_bf16, fsdp_states,
+    fsdp1, fsdp_says_what_it_needs, fsdp, fsdp_from_meta, fsdp_in_bf16, fsdp_states,
     distributed_tensors,
 )  # fmt: skip
 

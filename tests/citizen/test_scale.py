@@ -68,6 +68,13 @@ def test_fsdp(kind, group):
     group("fsdp", kind)
 
 
+@pytest.mark.behaviour(
+    "Scale", "FSDP2 of a model on the meta device: `to_empty`, `reset_parameters`", ours=AFTER_SHARDABLE
+)
+def test_fsdp_from_meta(kind, group):
+    group("fsdp_from_meta", kind)
+
+
 @pytest.mark.behaviour("Scale", "FSDP2 in bf16 by `MixedPrecisionPolicy`; `clip_grad_norm_`", ours=AFTER_SHARDABLE)
 def test_fsdp_in_bf16(kind, group):
     group("fsdp_in_bf16", kind)
