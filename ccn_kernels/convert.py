@@ -1,31 +1,34 @@
-"""Swaps a model's plain layers for compact ones, and fits their scales to data."""
+"""Swaps a model's plain layers for compact ones, fits their scales to data, and groups their parameters."""
 
 from __future__ import annotations
 
 import copy
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from . import layers
 
 logger = logging.getLogger("ccn_kernels")
 
-_CONVS: dict[type[nn.Module], Any] = {
+_COMPACT_OF: dict[type[nn.Module], Any] = {
     nn.Conv1d: layers.CompactConv1d,
     nn.Conv2d: layers.CompactConv2d,
     nn.Conv3d: layers.CompactConv3d,
+    nn.Linear: layers.CompactLinear,
 }
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_PLAIN = (*_CONVS, nn.Linear)
-_COMPACT = (*_CONVS.values(), layers.CompactLinear)
+_PLAIN, _COMPACT = tuple(_COMPACT_OF), tuple(_COMPACT_OF.values())
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -34,10 +37,12 @@ class ConversionReport:
 
     converted: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
+    fused: list[str] = field(default_factory=list)  # those of the converted that took in the ReLU after them
 
     def __str__(self) -> str:
+        fused = f"\n  with the ReLU that follows: {', '.join(self.fused)}" if self.fused else ""
         kept = "".join(f"\n  kept {name}: {reason}" for name, reason in self.kept.items())
-        return f"converted {len(self.converted)} layers: {', '.join(self.converted) or 'none'}{kept}"
+        return f"converted {len(self.converted)} layers: {', '.join(self.converted) or 'none'}{fused}{kept}"
 
 
 def to_compact(
@@ -51,39 +56,44 @@ def to_compact(
     fuse_relu: bool = False,
     inplace: bool = False,
 ) -> nn.Module:
-    """A copy of ``model`` with its ``nn.Conv*d`` and ``nn.Linear`` replaced by compact layers; weights are kept.
+    """A copy of ``model`` with its ``nn.Conv*d`` and ``nn.Linear`` made compact layers; weights are kept.
+
+    A layer stays the object that it is and becomes one of the compact class. So all that refers to it sees the compact
+    layer, be it under several names or in a plain list; its parameters, hooks, mode and other attributes stay.
 
     Args:
-        only, skip: names or glob patterns (``"features.*"``) of the layers to convert, or to leave alone.
-        alpha, learn_alpha, delta: for every new layer.
+        only, skip: names or glob patterns (``"features.*"``) of the layers to convert, or to leave alone. A layer with
+            several names is converted when ``only`` matches one of them, and left alone when ``skip`` does.
+        alpha, learn_alpha, delta: for every new layer. Alpha takes the weight's dtype and device, and is learnt even
+            where the weight is frozen, unless ``learn_alpha`` is False.
         fuse_relu: fold an ``nn.ReLU`` that directly follows a converted layer in an ``nn.Sequential`` into it.
-        inplace: convert ``model`` itself. Its parameters are kept either way, shared layers stay shared.
+        inplace: convert ``model`` itself, and with it every layer that it shares with other models.
 
     Returns:
-        The converted model; ``model.ccn_report`` says what was converted, and what not and why.
+        The converted model; ``model.ccn_report`` says what was converted, and what not and why. The same is logged,
+        as a warning where no layer was converted.
 
     Raises:
-        ValueError: a pattern of ``only`` or ``skip`` matches no layer.
+        ValueError: a pattern of ``only`` or ``skip`` matches no layer, or ``delta`` is negative.
+        RuntimeError: the model cannot be copied.
     """
     if not inplace:
-        model = copy.deepcopy(model)
+        model = _copied(model)
     only, skip = _patterns("only", only, model), _patterns("skip", skip, model)
-    report = ConversionReport()
-    settings = {"alpha": alpha, "learn_alpha": learn_alpha, "delta": delta}
-    replaced: dict[nn.Module, nn.Module] = {}
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        reason = _reason_to_keep(name, module, model, only, skip)
+    report, converted = ConversionReport(), []
+    for module, names in _names(model).items():
+        reason = _reason_to_keep(module, names, model, only, skip)
         if reason is None:
-            if module not in replaced:
-                replaced[module] = _convert(module, settings)
-                report.converted.append(name)
-            model = _replace(model, name, replaced[module])
+            _convert(module, alpha, learn_alpha, delta)
+            converted.append(module)
+            report.converted.append(names[0])
         elif reason:
-            report.kept[name] = reason
+            report.kept |= dict.fromkeys(names, reason)
+    report.kept |= dict.fromkeys(_out_of_sight(model), "only a plain list, tuple or dict holds it: use nn.ModuleList")
     if fuse_relu:
-        _fuse_relus(model, set(replaced.values()))
+        report.fused = _fuse_relus(model, set(converted))
     model.ccn_report = report  # type: ignore[assignment]
-    logger.info("%s", report)
+    logger.log(logging.INFO if converted else logging.WARNING, "%s", report)
     return model
 
 
@@ -92,28 +102,136 @@ def compact_layers(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, _COMPACT)]
 
 
-def calibrate(model: nn.Module, batch: Tensor) -> nn.Module:
+def calibrate(model: nn.Module, batch: Any) -> nn.Module:
     """Sets each compact layer's alpha to the mean of its patches' ``norm + delta`` over ``batch``, front to back.
 
-    A converted pretrained model then starts near the original's outputs. Runs the model once, in evaluation mode;
-    returns it.
+    A converted pretrained model then starts near the original's outputs. Runs the model once, in evaluation mode and
+    without compilation; nothing but alphas changes. A layer that runs several times gets the mean over all its uses.
+    A layer that the batch does not reach keeps its alpha, and a warning names it.
+
+    Args:
+        batch: the model's input. A mapping is given as keyword arguments, a tuple as positional ones; a model whose
+            one argument is itself a mapping or a tuple takes it in a tuple: ``(inputs,)``.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the model has no compact layer, or the batch no element, or a layer's mean norm is not a finite
+            number in alpha's dtype. No alpha is changed then, nor where the model itself raises.
     """
-    handles = [layer.register_forward_pre_hook(_set_alpha, with_kwargs=True) for layer in compact_layers(model)]
+    names = {layer: name for name, layer in model.named_modules() if isinstance(layer, _COMPACT)}
+    if not names:
+        raise ValueError("model has no compact layers: to_compact returns a converted copy, unless inplace=True")
+    args, kwargs = _arguments(batch)
+    means = {layer: _Mean(name) for layer, name in names.items()}
+    # compiled code may not heed new hooks
+    with torch.no_grad(), _measuring(model, means), torch.compiler.set_stance("force_eager"):
+        model(*args, **kwargs)
+    if missed := [mean.name for mean in means.values() if not mean.patches]:
+        logger.warning(
+            "calibrate: the batch did not reach %s: alpha is unchanged. If the model computes with such a layer's "
+            "weight itself, the layer is not compact in effect: convert with skip=[...]",
+            ", ".join(missed),
+        )
+    return model
+
+
+def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups for a ``torch.optim`` optimiser: alphas are not decayed, all else is by ``weight_decay``.
+
+    Weight decay would pull a scale towards 0, and the layer's whole output with it. Each parameter is in one group,
+    once, even where layers share it; frozen ones too, so that they may be thawed later.
+
+        optimizer = torch.optim.AdamW(param_groups(model, 0.05), lr=1e-4)
+    """
+    alphas = {layer.alpha for layer in compact_layers(model)}
+    groups: tuple[list[Tensor], list[Tensor]] = [], []
+    for parameter in model.parameters():
+        groups[parameter in alphas].append(parameter)
+    decayed, scales = groups
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": scales, "weight_decay": 0.0}]
+
+
+class _Mean:
+    """A hook that keeps a layer's alpha at the mean of the divisors it has seen so far."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.total, self.patches = name, 0.0, 0
+
+    def __call__(self, layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        norm = layer.input_norm(args[0] if args else kwargs["input"])
+        if not norm.numel():  # an expert that this batch sends nothing, say
+            return
+        self.total += float(norm.mean()) * norm.numel()
+        self.patches += norm.numel()
+        layer.alpha.fill_(self.total / self.patches + layer.delta)
+        if not layer.alpha.isfinite().all():
+            raise ValueError(f"the mean patch norm in layer {self.name!r} is not a finite {layer.alpha.dtype}")
+
+
+@contextmanager
+def _measuring(model: nn.Module, means: dict[Any, _Mean]) -> Iterator[None]:
+    """The model in evaluation mode, with hooks; afterwards as it was, and where something is raised alphas too."""
+    alphas = [layer.alpha.clone() for layer in means]
+    handles = [layer.register_forward_pre_hook(mean, with_kwargs=True) for layer, mean in means.items()]
     training = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
-            model.eval()(batch)
+        for module in training:
+            module.training = False  # eval() may do more: a user's train(mode) that merges weights, say
+        yield
+    except BaseException:
+        for layer, alpha in zip(means, alphas, strict=True):
+            layer.alpha.copy_(alpha)
+        raise
     finally:
         for handle in handles:
             handle.remove()
         for module, mode in training.items():
             module.training = mode
-    return model
 
 
-def _set_alpha(layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-    norm = layer.input_norm(args[0] if args else kwargs["input"])
-    layer.alpha.fill_(norm.mean() + layer.delta)
+def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args = batch if isinstance(batch, tuple) else () if isinstance(batch, Mapping) else (batch,)
+    kwargs = dict(batch) if isinstance(batch, Mapping) else {}
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and not value.numel():
+            raise ValueError(f"batch is empty: it has a tensor of shape {list(value.shape)}")
+    return args, kwargs
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise RuntimeError(f"model cannot be copied; inplace=True converts it as it is. {error}") from error
+
+
+def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """All modules, and all names that each one has."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
+
+
+def _out_of_sight(model: nn.Module) -> Iterator[str]:
+    """Plain layers that modules hold in a list, tuple or dict, and that are registered nowhere."""
+    known = set(model.modules())
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            items = value if isinstance(value, dict) else dict(enumerate(value)) if _is_list(value) else {}
+            for key, item in items.items():
+                if isinstance(item, nn.Module) and item not in known and any(map(_could_be, item.modules())):
+                    yield f"{name}.{attribute}[{key!r}]".lstrip(".")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _could_be(module: nn.Module) -> bool:
+    return isinstance(module, (*_PLAIN, nn.MultiheadAttention))
 
 
 def shardable(model: nn.Module) -> nn.Module:
@@ -138,63 +256,94 @@ def _patterns(argument: str, value: str | Iterable[str] | None, model: nn.Module
     if value is None:
         return None
     patterns = [value] if isinstance(value, str) else list(value)
-    modules = model.named_modules(remove_duplicate=False)
-    names = [name for name, module in modules if isinstance(module, (*_PLAIN, nn.MultiheadAttention))]
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if _could_be(module)]
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not _matching(names, [pattern]):
             raise ValueError(f"{argument} names {pattern!r}, which matches no layer that could be converted")
     return patterns
 
 
+def _matching(names: list[str], patterns: list[str]) -> list[str]:
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
 def _reason_to_keep(
-    name: str, module: nn.Module, model: nn.Module, only: list[str] | None, skip: list[str] | None
+    module: nn.Module, names: list[str], model: nn.Module, only: list[str] | None, skip: list[str] | None
 ) -> str | None:
     """None: convert it. "": not a layer that could be. Else: why it stays."""
-    if not isinstance(module, (*_PLAIN, nn.MultiheadAttention)):
-        return ""
     if isinstance(module, _COMPACT):
         return "it is compact already"
-    if only is not None and not any(fnmatchcase(name, pattern) for pattern in only):
+    if not _could_be(module):
+        return f"{_kind(module)} is neither nn.Conv*d nor nn.Linear" if _looks_alike(module) else ""
+    if only is not None and not _matching(names, only):
         return "`only` does not name it"
-    if skip is not None and any(fnmatchcase(name, pattern) for pattern in skip):
-        return "`skip` names it"
-    if isinstance(module, nn.MultiheadAttention):
+    if skip is not None and (named := _matching(names, skip)):
+        return "`skip` names it" if len(names) == 1 else f"`skip` names it, as {named[0]}"
+    parents = [model.get_submodule(name.rpartition(".")[0]) for name in names]
+    if any(isinstance(each, nn.MultiheadAttention) for each in (module, *parents)):
         return "attention reads its projections' weights itself, so compact layers inside would have no effect"
+    if any(isinstance(parent, nn.TransformerEncoderLayer) for parent in parents):
+        return "nn.TransformerEncoderLayer reads its weights itself in evaluation"
+    return _reason_in_itself(module)
+
+
+def _reason_in_itself(module: nn.Module) -> str | None:
+    weight = module._parameters.get("weight")
     if parametrize.is_parametrized(module):
         return "it is parametrised: remove the parametrisation first"
+    if isinstance(module, LazyModuleMixin):
+        return f"{_kind(module)} does not know its shape yet: run the model once first"
     if type(module) not in _PLAIN:
-        return f"{type(module).__name__} is a subclass whose behaviour is not known"
-    parent = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        return "nn.TransformerEncoderLayer reads its weights itself in evaluation"
-    if "weight" not in module._parameters:
+        return f"{_kind(module)} is a subclass whose behaviour is not known"
+    if weight is None:
         return "its weight is computed by a hook (weight or spectral norm): remove it first"
-    if any(getattr(module, hooks) for hooks in _HOOKS):
-        return "it has hooks, which a new layer would not have"
+    if weight.dtype not in _DTYPES:
+        return f"its weight is {weight.dtype}"
+    if vars(module).keys() & {"forward", "_conv_forward"}:
+        return "its forward was replaced, on this one object"
     return None
 
 
-def _convert(module: nn.Module, settings: dict) -> nn.Module:
-    if isinstance(module, nn.Linear):
-        return layers.CompactLinear.from_linear(module, **settings)
-    return _CONVS[type(module)].from_conv(module, **settings)
+def _kind(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """The model with ``layer`` in the place called ``name``, which is "" where the model itself is the layer."""
-    if not name:
-        return layer
-    model.set_submodule(name, layer)
-    return model
+def _looks_alike(module: nn.Module) -> bool:
+    """Whether it multiplies by a matrix or kernel: transposed convolutions, transformers' Conv1D, quantised layers."""
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    matrix = weight is not None and not is_lazy(weight) and weight.dim() > 1
+    packed = callable(getattr(type(module), "weight", None))  # torch.ao.nn.quantized
+    return (matrix or packed) and not isinstance(module, (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm))
 
 
-def _fuse_relus(model: nn.Module, converted: set[nn.Module]) -> None:
+def _convert(module: nn.Module, alpha: float, learn_alpha: bool, delta: float) -> None:
+    """Makes the very module compact. A new one in its place would miss who else refers to it, and lose its hooks."""
+    plain = type(module)
+    module.__class__ = _COMPACT_OF[plain]
+    try:
+        module._add_scale(alpha, learn_alpha, delta, None, None)  # type: ignore[operator]
+    except Exception:  # a wrong setting
+        module.__class__ = plain
+        raise
+
+
+def _fuse_relus(model: nn.Module, converted: set[nn.Module]) -> list[str]:
+    """Only where no code but ``nn.Sequential.forward`` can come between the two, and nobody watches there."""
     uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
-    for parent in model.modules():
-        if not isinstance(parent, nn.Sequential):
+    fused = []
+    for name, parent in model.named_modules():
+        if not isinstance(parent, nn.Sequential) or type(parent).forward is not nn.Sequential.forward:
             continue
         for index in range(len(parent) - 1):
             layer: Any = parent[index]
-            if layer in converted and uses[layer] == 1 and type(parent[index + 1]) is nn.ReLU:
+            relu = parent[index + 1]
+            if layer in converted and uses[layer] == 1 and type(relu) is nn.ReLU and not _watched(layer, relu):
                 layer.activation = "relu"
-                parent[index + 1] = nn.Identity()
+                parent[index + 1] = nn.Identity().train(relu.training)
+                fused.append(f"{name}.{list(parent._modules)[index]}".lstrip("."))
+    return fused
+
+
+def _watched(layer: nn.Module, relu: nn.Module) -> bool:
+    hooks = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_pre_hooks")
+    return any(getattr(layer, kind) for kind in hooks[:3]) or any(getattr(relu, kind) for kind in hooks)

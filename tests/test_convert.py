@@ -1,16 +1,21 @@
 """to_compact: what it replaces, what it leaves and why; calibrate: the alphas it sets."""
 
 import copy
+import functools
 import logging
+import threading
 
 import oracle
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
+from transformers.pytorch_utils import Conv1D
 
 from ccn_kernels import CompactConv1d, CompactConv2d, CompactConv3d, CompactLinear
 from ccn_kernels.convert import calibrate, compact_layers, shardable, to_compact
+from ccn_kernels.functional import compact_linear
 
 
 class Net(nn.Module):
@@ -157,9 +162,100 @@ def test_mode_and_frozen_parameters_are_kept():
     assert result.features[2].weight.requires_grad
 
 
+@pytest.mark.parametrize("settings", [{"skip": "two"}, {"only": "two"}], ids=str)
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_layer_of_several_names_is_chosen_by_any_and_stays_one_layer(settings, inplace):
+    model = nn.Module()
+    model.one = model.two = nn.Linear(4, 4)
+    model.three = nn.Linear(4, 4)
+    result = to_compact(model, inplace=inplace, **settings)
+    assert result.one is result.two
+    assert type(result.one) is (CompactLinear if "only" in settings else nn.Linear)
+    assert type(result.three) is (nn.Linear if "only" in settings else CompactLinear)
+    assert set(result.ccn_report.kept) == ({"three"} if "only" in settings else {"one", "two"})
+
+
+class Pyramid(nn.Module):
+    """Calls registered layers through a plain list, as detectors do; others it holds in lists alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.lateral = nn.Linear(4, 4)
+        self.called, self.hidden, self.by_key = [self.lateral], [nn.Linear(4, 4)], {"a": nn.Sequential(nn.Linear(4, 4))}
+
+    def forward(self, x):
+        return self.called[0](x)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_layers_in_plain_lists(inplace):
+    """Were the registered layer replaced by another, the list would go on with the plain one, and nobody would know."""
+    result, x = to_compact(Pyramid(), inplace=inplace), torch.randn(3, 4)
+    torch.testing.assert_close(result(x), compact_linear(x, result.lateral.weight, result.lateral.bias))
+    assert set(result.ccn_report.kept) == {"hidden[0]", "by_key['a']"}
+    assert "ModuleList" in result.ccn_report.kept["hidden[0]"]
+    assert type(result.hidden[0]) is nn.Linear
+
+
+def test_a_users_own_attributes_of_a_layer_are_kept():
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].fan_in = model[0].weight.shape[1]
+    result = to_compact(model)
+    assert result[0].fan_in == 4
+    assert list(dict(result[0].named_parameters())) == ["weight", "bias", "alpha"]
+
+
+@pytest.mark.parametrize("settings", [{"delta": -1.0}, {"alpha": "one"}], ids=str)
+def test_a_wrong_setting_leaves_the_model_as_it_was(settings):
+    model = nn.Sequential(nn.Linear(4, 4))
+    before = vars(model[0]).copy()
+    with pytest.raises(ValueError, match=r"delta|float"):
+        to_compact(model, inplace=True, **settings)
+    assert type(model[0]) is nn.Linear
+    assert vars(model[0]) == before
+
+
+def test_a_model_that_cannot_be_copied_says_so_and_can_be_converted_in_place():
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.lock = threading.Lock()
+    with pytest.raises(RuntimeError, match=r"cannot be copied; inplace=True.*lock"):
+        to_compact(model)
+    assert type(to_compact(model, inplace=True)[0]) is CompactLinear
+
+
+def test_a_tied_embedding_and_its_linear_stay_tied():
+    model = nn.ModuleDict({"embedding": nn.Embedding(7, 4), "head": nn.Linear(4, 7, bias=False)})
+    model["head"].weight = model["embedding"].weight
+    result = to_compact(model)
+    assert type(result["head"]) is CompactLinear
+    assert result["head"].weight is result["embedding"].weight
+    assert result["head"].weight is not model["head"].weight
+    assert result.ccn_report.kept == {}
+
+
+def test_alpha_is_where_and_of_what_type_the_weight_is():
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert to_compact(nn.Linear(2, 2, dtype=dtype)).alpha.dtype == dtype
+    assert to_compact(nn.Linear(2, 2, device="meta")).alpha.is_meta
+
+
+def test_a_compiled_model_is_converted_too():
+    model, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4)
+    compiled = torch.compile(model, backend="eager")
+    compiled(x)
+    to_compact(compiled, inplace=True, alpha=3.0)
+    torch.testing.assert_close(compiled(x), compact_linear(x, model[0].weight, model[0].bias, 3.0))
+
+
 class Odd(nn.Linear):
     def forward(self, x):
         return super().forward(x) + 1
+
+
+def with_its_own_forward(layer):
+    """As accelerate's hooks do."""
+    layer.forward = functools.partial(nn.Linear.forward, layer)
+    return layer
 
 
 ODD_ONES = {
@@ -170,7 +266,17 @@ ODD_ONES = {
     "a subclass": (lambda: Odd(4, 4), "Odd"),
     "lazy": (lambda: nn.LazyLinear(4), "LazyLinear"),
     "compact already": (lambda: CompactLinear(4, 4, delta=0.3), "already"),
-    "transposed": (lambda: nn.ConvTranspose2d(3, 4, 3), None),
+    "lazy and convolving": (lambda: nn.LazyConv2d(4, 3), "run the model once first"),
+    "transposed": (lambda: nn.ConvTranspose2d(3, 4, 3), "neither"),
+    "quantised": (lambda: torch.ao.nn.quantized.dynamic.Linear(4, 4), "quantized"),
+    "transformers' own": (lambda: Conv1D(4, 4), "Conv1D"),
+    "weight-standardised": (lambda: WeightStandardizedConv2d(3, 4, 3), "WeightStandardizedConv2d is a subclass"),
+    "scripted": (lambda: torch.jit.script(nn.Linear(4, 4)), "Script"),
+    "complex": (lambda: nn.Linear(4, 4, dtype=torch.complex64), "complex64"),
+    "with a forward of its own": (lambda: with_its_own_forward(nn.Linear(4, 4)), "forward"),
+    "lazy, but no layer": (lambda: nn.LazyBatchNorm2d(), None),
+    "an embedding": (lambda: nn.Embedding(4, 4), None),
+    "a norm": (lambda: nn.LayerNorm((4, 4)), None),
 }
 
 
@@ -182,8 +288,16 @@ def test_what_cannot_be_replaced_is_kept_with_a_reason(name):
     result = to_compact(model, inplace=True)
     assert type(result[1]) is kind
     assert result.ccn_report.converted == ["0"]
+    assert set(result.ccn_report.kept) == ({"1"} if reason else set())
     assert reason is None or reason in result.ccn_report.kept["1"]
-    assert set(result.ccn_report.kept) <= {"1"}
+
+
+def test_a_lazy_layer_is_converted_once_the_model_has_run():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
+    with pytest.raises(RuntimeError, match=r"cannot be copied.*uninitialized"):
+        to_compact(model)
+    model(torch.randn(2, 3, 5, 5))
+    assert to_compact(model).ccn_report.converted == ["0"]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm.:FutureWarning")
@@ -200,6 +314,13 @@ def test_attention_is_kept_with_a_reason():
     x = torch.randn(3, 2, 8)
     for one, two in zip(model["attention"](x, x, x), result["attention"](x, x, x), strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_plain_layer_inside_attention_is_kept_as_well():
+    """Attention reads out_proj.weight, whatever class out_proj is of."""
+    attention = nn.MultiheadAttention(8, 2)
+    attention.out_proj = nn.Linear(8, 8)
+    assert "attention" in to_compact(attention).ccn_report.kept["out_proj"]
 
 
 def test_a_transformer_layer_computes_alike_in_training_and_evaluation():
@@ -254,13 +375,47 @@ def test_fusing_spares_a_relu_that_is_used_elsewhere():
     torch.testing.assert_close(to_compact(model, fuse_relu=True)(x), to_compact(model)(x))
 
 
+class Tapped(nn.Sequential):
+    def forward(self, x):
+        return [x := module(x) for module in self]
+
+
+def test_fusing_spares_a_sequential_with_a_forward_of_its_own():
+    """It may give away what the layer computes before the ReLU, as perceptual losses do."""
+    model, x = Tapped(nn.Linear(4, 4), nn.ReLU()), torch.randn(5, 4)
+    torch.testing.assert_close(to_compact(model, fuse_relu=True)(x), to_compact(model)(x))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_fusing_spares_what_hooks_look_at(place):
+    model, x, seen = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(5, 4), []
+    model[place].register_forward_hook(lambda module, args, output: seen.append(output))
+    for fuse in (True, False):
+        to_compact(model, fuse_relu=fuse)(x)
+    torch.testing.assert_close(*seen)
+    assert type(to_compact(model, fuse_relu=True)[1]) is nn.ReLU
+
+
+def test_fusing_keeps_modes_and_is_reported():
+    result = to_compact(nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU())).eval(), fuse_relu=True)
+    assert not any(module.training for module in result.modules())
+    assert result.ccn_report.fused == ["0.0"]
+    assert "with the ReLU that follows: 0.0" in str(result.ccn_report)
+
+
 def test_hooks_of_a_layer_are_carried_over():
     """A conversion that drops a user's hooks in silence would change what the model does."""
     model, seen = nn.Sequential(nn.Linear(4, 4)), []
     model[0].register_forward_hook(lambda module, args, output: seen.append(type(module)))
-    result = to_compact(model, inplace=True)
-    result(torch.randn(2, 4))
-    assert seen == [CompactLinear] or "hook" in result.ccn_report.kept.get("0", "")
+    to_compact(model)(torch.randn(2, 4))
+    assert seen == [CompactLinear]
+
+
+def test_a_conversion_of_nothing_is_a_warning(caplog):
+    to_compact(nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(3, 3, 1)))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "converted 0 layers: none\n  kept 1: torch.nn" in record.getMessage()
 
 
 def test_the_report_is_logged_and_printed(caplog):
