@@ -52,7 +52,8 @@ ALLOWED = {
     "losses": {"reference"},
     "functional": {"autograd", "backends", "reference", "arguments", "losses"},
     "layers": {"functional", "reference", "arguments", "backends", "spec"},
-    "convert": {"layers"},
+    "scales": {"layers"},
+    "convert": {"layers", "scales"},
     "models": {"layers"},
     "env_report": {"backends", "backends.extension", "version", "_C"},
     "cli": {
