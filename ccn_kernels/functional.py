@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import autograd, backends, reference
 from .arguments import Call, resolve
@@ -143,10 +146,14 @@ def compact_linear(
     return _run(resolve(0, input, weight, bias, alpha, (), (), (), 1, delta, activation), backend)
 
 
+def _wraps(tensor: Tensor | None) -> bool:
+    return type(tensor) not in (Tensor, Parameter, NoneType) and is_traceable_wrapper_subclass(tensor)
+
+
 def _run(call: Call, backend: str | None) -> Tensor:
     input, weight, bias, alpha, spec, _ = call
-    forward_mode = forward_ad._current_level >= 0
-    name = backends.select(backend, input.device.type, input.dtype, spec.rank, forward_mode)
+    forward_mode, wrapped = forward_ad._current_level >= 0, any(map(_wraps, (input, weight, bias, alpha)))
+    name = backends.select(backend, input.device.type, input.dtype, spec.rank, forward_mode, wrapped)
     if name == "reference":
         return reference.run(call)
     return call.restore(autograd.compact_conv(input, weight, bias, alpha, spec, name))

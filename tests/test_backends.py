@@ -86,11 +86,12 @@ def test_the_fastest_that_can_run_the_call_is_chosen(calls):
     assert calls == ["forward"]
 
 
-def test_forward_mode_is_the_references_alone():
-    assert backends.select(None, "cpu", torch.float32, 2, forward_mode=True) == "reference"
-    found = backends.explain("cpu", forward_mode=True)
+@pytest.mark.parametrize(("case", "reason"), [("forward_mode", "forward-mode"), ("wrapped", "subclass")])
+def test_some_calls_are_the_references_alone(case, reason):
+    assert backends.select(None, "cpu", torch.float32, 2, **{case: True}) == "reference"
+    found = backends.explain("cpu", **{case: True})
     assert found.pop("reference") is None
-    assert all("forward-mode" in reason for reason in found.values())
+    assert all(reason in text for text in found.values())
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])

@@ -30,6 +30,7 @@ class Request(NamedTuple):
     dtype: torch.dtype
     rank: int
     forward_mode: bool = False  # whether a tangent may be asked for
+    wrapped: bool = False  # whether a tensor is a subclass that wraps others, as DTensor does
 
 
 def get(name: str) -> ModuleType:
@@ -48,20 +49,33 @@ def available_backends() -> tuple[str, ...]:
 def rejection(name: str, request: Request) -> str | None:
     """Why backend ``name`` cannot run ``request``; None if it can."""
     backend = get(name)
-    if request.forward_mode and backend is not reference:
+    if backend is not reference and request.forward_mode:
         return "forward-mode derivatives (jvp) are the reference's alone"
+    if backend is not reference and request.wrapped:
+        return "a tensor is of a subclass that knows PyTorch's own operators alone"
     return backend.unavailable() or backend.unsupported(request)
 
 
 def explain(
-    device: str = "cpu", dtype: torch.dtype = torch.float32, rank: int = 2, forward_mode: bool = False
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    rank: int = 2,
+    forward_mode: bool = False,
+    wrapped: bool = False,
 ) -> dict[str, str | None]:
     """For each backend, fastest first: None if it may be chosen for such a call, else the reason why not."""
-    request = Request(device, dtype, rank, forward_mode)
+    request = Request(device, dtype, rank, forward_mode, wrapped)
     return {name: rejection(name, request) for name in reversed(NAMES)}
 
 
-def select(requested: str | None, device: str, dtype: torch.dtype, rank: int, forward_mode: bool = False) -> str:
+def select(
+    requested: str | None,
+    device: str,
+    dtype: torch.dtype,
+    rank: int,
+    forward_mode: bool = False,
+    wrapped: bool = False,
+) -> str:
     """The backend for one call: the requested one, else that of ``CCN_BACKEND``, else the fastest that can run it.
 
     Raises:
@@ -71,7 +85,7 @@ def select(requested: str | None, device: str, dtype: torch.dtype, rank: int, fo
     source = "backend"
     if requested is None:
         source, requested = ENVIRONMENT, os.environ.get(ENVIRONMENT) or None
-    request = Request(device, dtype, rank, forward_mode)
+    request = Request(device, dtype, rank, forward_mode, wrapped)
     if requested is None:
         return _fastest(request)
     if requested not in NAMES:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from ccn_kernels.convert import shardable, to_compact
+from ccn_kernels.functional import compact_conv2d
 
 RANK, PROCESSES = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 DEVICE = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.device_count() >= PROCESSES else "cpu"
@@ -196,9 +197,8 @@ def distributed_tensors(compact):
     distribute_module(layer, mesh)
     parts = distribute_tensor(images, mesh, [Shard(0)])
     if compact:
-        with pytest.raises(NotImplementedError, match=r"compact_conv.* does not have a sharding strategy"):
-            layer(parts)
-        layer.backend = "reference"
+        with pytest.raises(RuntimeError, match="PyTorch's own operators alone"):
+            compact_conv2d(parts, layer.weight, backend="cpu")
     output = layer(parts)
     assert output.placements == (Shard(0),)
     assert_close(output.full_tensor(), expected)

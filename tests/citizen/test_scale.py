@@ -85,7 +85,7 @@ def test_fsdp_states(kind, group):
     group("fsdp_states", kind)
 
 
-@pytest.mark.behaviour("Scale", "`DTensor`: a batch in parts", ours='works, with `backend="reference"`')
+@pytest.mark.behaviour("Scale", "`DTensor`: a batch in parts", ours="works, by the reference's operators")
 def test_distributed_tensors(kind, group):
     group("distributed_tensors", kind)
 
