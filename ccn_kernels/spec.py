@@ -93,10 +93,7 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 
 def memory_format(input: Tensor, weight: Tensor) -> torch.memory_format:
-    """The format of the output (and of the input's gradient): channels_last where either operand is.
-
-    No images at all are contiguous, whatever the weight is.
-    """
-    if is_channels_last(input) or (is_channels_last(weight) and input.shape[0] != 0):
+    """The format of the output (and of the input's gradient): channels_last where either operand is."""
+    if is_channels_last(input) or is_channels_last(weight):
         return torch.channels_last if input.dim() == 4 else torch.channels_last_3d
     return torch.contiguous_format

@@ -67,11 +67,6 @@ inline bool suggests_channels_last(const Tensor& t) {
   return true;
 }
 
-// The format of the output and of the input's gradient; no images at all are contiguous.
-inline bool gives_channels_last(const Tensor& input, const Tensor& weight) {
-  return suggests_channels_last(input) || (suggests_channels_last(weight) && input.size(0) != 0);
-}
-
 inline MemoryFormat format_of(bool channels_last, int64_t rank) {
   if (!channels_last || rank < 4) return MemoryFormat::Contiguous;
   return rank == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;

@@ -146,11 +146,6 @@ def test_no_images_at_all(backend, rank, dtype, relu):
         assert torch.equal(results[name], torch.zeros_like(getattr(problem, name))), name
 
 
-def test_no_images_are_contiguous_whatever_the_weight_is(backend):
-    problem = problems.make(2, batch=0, formats=(True, True))
-    problems.assert_laid_out_alike(problem.run(backend)["output"], F.conv2d(problem.input, problem.weight))
-
-
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_an_unbatched_input_is_a_batch_of_one(backend, rank, last):

@@ -175,7 +175,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
   const size_t rank = operands.conv.stride.size();
   check_saved(operands.geo, rank, input, weight, grad, output, quotient, norm, needs);
 
-  const bool wants_channels_last = rank == 0 || gives_channels_last(whole, weight);
+  const bool wants_channels_last = rank == 0 || suggests_channels_last(whole) || suggests_channels_last(weight);
   const bool winograd = Device::template suits_winograd<T>({operands.geo, wants_channels_last});
   const bool channels_last = wants_channels_last || winograd;
   // dx is computed apart, then copied to its place: the copy converts.

@@ -95,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& we
                                            const Convolution& conv, double delta, bool relu, bool save_quotient) {
   const aten::NoGrad guard;
   const Call call(input, weight, conv);
-  const bool channels_last = gives_channels_last(input, weight);
+  const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
   const auto run = [&]<class T>(T) {
     return forward_as<Device, T>(call.seen, Operands<T>(call.seen, weight, bias, alpha, call.conv, delta), channels_last,
                                  relu, save_quotient);

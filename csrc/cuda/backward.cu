@@ -179,7 +179,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_as(const Tensor& grad, const
                                                        const std::optional<Tensor>& quotient, const Tensor& norm,
                                                        const Geometry& geo, double delta, Needs needs, bool tf32) {
   const auto if_asked = [&](bool asked, const auto& make) { return asked ? make() : empty({0}, kScalar<S>, input); };
-  const bool channels_last = gives_channels_last(input, weight);
+  const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
   const Tensor dx = if_asked(needs.input, [&] { return empty(shape_of(input), kScalar<S>, input, channels_last); });
   const Tensor dw = if_asked(needs.weight, [&] { return torch::stable::empty_like(weight); });
   const Tensor dalpha = if_asked(needs.alpha, [&] { return empty({}, kSumScalar<S>, input); });

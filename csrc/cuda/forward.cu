@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Tensor&
                                               const std::optional<Tensor>& bias, const Tensor& alpha, const Geometry& geo,
                                               size_t rank, double delta, bool relu, bool save, bool tf32) {
   using A = Accumulator<S>;
-  const bool channels_last = gives_channels_last(input, weight);
+  const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
   const Axes shape = output_shape(geo, weight.size(0), rank);
   const Tensor y = empty(shape, kScalar<S>, input, channels_last);
   const Tensor z = save ? empty(shape, kScalar<S>, input, channels_last) : empty({0}, kScalar<S>, input);
