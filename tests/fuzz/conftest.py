@@ -9,11 +9,11 @@ from ccn_kernels import backends
 
 # The kernels that are interpreted or emulated have a process of their own. What is run, and the examples of CI's slice.
 if backends.triton.interpreting():
-    KIND, BACKENDS, SLICE = "triton", ("triton",), 200
+    KIND, BACKENDS, SLICE = "triton", ("triton",), 500
 elif backends.explain("cpu")["cuda"] is None:
-    KIND, BACKENDS, SLICE = "cuda", ("cuda",), 600
+    KIND, BACKENDS, SLICE = "cuda", ("cuda",), 1500
 else:
-    KIND, BACKENDS, SLICE = "native", ("reference", "cpu"), 1000
+    KIND, BACKENDS, SLICE = "native", ("reference", "cpu"), 2500
 
 
 def profile(name, examples):
