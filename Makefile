@@ -6,10 +6,13 @@ OLDEST := .venv-triton-3.6
 INTERPRETED := TRITON_INTERPRET=1 OMP_WAIT_POLICY=passive PYTHONPATH=$(CURDIR)
 ARCHITECTURES := sm_80 sm_90 sm_100
 CUDA_ARCHITECTURES := 8.0;9.0a;10.0
+SEED := $(shell date +%s)
+PROFILE := fuzz
+FUZZ = FUZZ_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=passive $(PYTHON) -m pytest --hypothesis-profile=$(PROFILE) --hypothesis-seed=$(SEED) $(FUZZ_ARGS)
 ACCEPTED := $(if $(ACCEPT),--accept)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test test-triton test-cuda sanitize-cuda test-oldest-triton kernels cuda-kernels example behaviour guard lint dist bench readme gpu abi-check clean
+.PHONY: demo test test-triton test-cuda fuzz fuzz-slice fuzz-seed fuzz-native fuzz-triton fuzz-cuda sanitize-cuda test-oldest-triton kernels cuda-kernels example behaviour guard lint dist bench readme gpu abi-check clean
 
 demo: $(VENV)/built  ## trains and attacks plain and compact networks on digits, prints a table, draws a picture
 	$(VENV)/bin/ccn demo
@@ -22,6 +25,23 @@ test-triton: $(VENV)/built  ## the Triton kernels in Triton's interpreter: no GP
 
 test-cuda: $(VENV)/built  ## the CUDA C++ kernels, compiled for and run on a CPU: no GPU and no nvcc needed
 	CCN_EMULATED=1 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest
+
+fuzz: fuzz-native fuzz-triton fuzz-cuda  ## random calls by every backend, and random mistakes; SEED=123, EXAMPLES=3000 a backend, FUZZ_ARGS (after a crash: -s --hypothesis-verbosity=verbose)
+
+fuzz-slice: PROFILE = slice
+fuzz-slice: fuzz  ## as many of them as take five minutes (make -j2)
+
+fuzz-seed:
+	@echo "make fuzz SEED=$(SEED)"
+
+fuzz-native: $(VENV)/built fuzz-seed
+	$(FUZZ) tests/fuzz
+
+fuzz-triton: $(VENV)/built fuzz-seed
+	TRITON_INTERPRET=1 $(FUZZ) tests/fuzz/test_calls.py
+
+fuzz-cuda: $(VENV)/built fuzz-seed
+	CCN_EMULATED=1 $(FUZZ) tests/fuzz
 
 sanitize-cuda: $(VENV)/built  ## the same, every one over small shapes, under AddressSanitizer
 	CCN_EMULATED=1 OMP_WAIT_POLICY=passive LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) \

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -49,22 +48,33 @@ def resolve(
     delta: float,
     activation: str | None,
 ) -> Call:
-    """Checks the arguments of a compact convolution of ``rank`` spatial axes (0: linear) and normalises them."""
-    _check_tensors(rank, input, weight, bias)
+    """Checks the arguments of a compact convolution of ``rank`` spatial axes (0: linear) and normalises them.
+
+    Types first, whatever else is wrong, as PyTorch's parser of arguments does.
+    """
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if not (isinstance(tensor, Tensor) or (tensor is None and name == "bias")):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    strides, dilations, groups = _ints("stride", stride), _ints("dilation", dilation), _integer("groups", groups)
+    paddings = () if isinstance(padding, str) else _ints("padding", padding)
+    if any(isinstance(n, int) and n.bit_length() > 63 for n in (*strides, *paddings, *dilations, groups)):
+        _refuse_wide(stride=stride, padding=padding, dilation=dilation, groups=groups)
     check_delta(delta)
     check_activation(activation)
+    _check_tensors(rank, input, weight, bias)
     alpha = _alpha(alpha, input)
     input, weight, bias = _autocast(input, weight, bias)
     _check_types(input, weight, bias)
     input, leading = _batched(rank, input)
-    groups = _integer("groups", groups)
     _check_channels(input, weight, bias, groups)
     if rank:
-        stride = _axes("stride", stride, rank, least=1)
-        dilation = _axes("dilation", dilation, rank, least=1)
+        stride = _axes("stride", strides, rank, least=1)
+        dilation = _axes("dilation", dilations, rank, least=1)
         if isinstance(padding, str):
             input, padding = _named_padding(padding, input, weight, stride, dilation)
-        padding = _axes("padding", padding, rank, least=0)
+        else:
+            padding = _axes("padding", paddings, rank, least=0)
+        _check_not_empty(input, weight)
     spec = ConvSpec(stride, padding, dilation, groups, float(delta), activation == "relu")
     _check_extents(input, weight, spec)
     return Call(input, weight, bias, alpha, spec, leading)
@@ -85,15 +95,14 @@ def check_activation(activation: str | None) -> None:
 def _check_tensors(rank: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     tensors = [("input", input), ("weight", weight)] + ([] if bias is None else [("bias", bias)])
     for name, tensor in tensors:
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
         if tensor.device != input.device:
             raise RuntimeError(
                 f"input, weight, bias and alpha must be on one device: input is on {input.device}, {name} on "
                 f"{tensor.device}"
             )
-        if tensor.layout != torch.strided:
-            raise RuntimeError(f"{name} must be a dense (strided) tensor, got layout {tensor.layout}")
+        if tensor.layout != torch.strided or tensor.is_nested:
+            layout = "nested" if tensor.is_nested else f"layout {tensor.layout}"
+            raise RuntimeError(f"{name} must be a dense (strided) tensor, got {layout}")
     if weight.dim() != rank + 2:
         raise RuntimeError(f"weight must have {rank + 2} dimensions, got shape {list(weight.shape)}")
     if rank == 0 and input.dim() < 1:
@@ -168,25 +177,45 @@ def _check_channels(input: Tensor, weight: Tensor, bias: Tensor | None, groups: 
         raise RuntimeError(f"bias must have shape [{weight.shape[0]}], got {list(bias.shape)}")
 
 
+def _check_not_empty(input: Tensor, weight: Tensor) -> None:
+    """What ``F.conv2d`` refuses, and no input channels, of which it makes no output channels."""
+    if 0 in weight.shape:
+        raise RuntimeError(f"weight must have no axis of extent 0, got shape {list(weight.shape)}")
+    if 0 in input.shape[2:] and input.shape[0] != 0:
+        raise RuntimeError(f"input must have a pixel on every spatial axis, got shape {list(input.shape)}")
+
+
 def _integer(name: str, value: Any) -> int:
-    if isinstance(value, (int, torch.SymInt)):
+    if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
     try:
-        return operator.index(value)
+        if not isinstance(value, bool):  # which Python takes for a number, and F.conv2d does not
+            return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an int or a tuple of ints, got {value!r}") from None
+        pass
+    raise TypeError(f"{name} must be an int or a tuple of ints, got {value!r}")
 
 
-def _axes(name: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
-    several = isinstance(value, (tuple, list)) or (isinstance(value, Sequence) and not isinstance(value, str))
-    axes = tuple([_integer(name, v) for v in (value if several else [value] * rank)])
+def _ints(name: str, value: Any) -> tuple[int, ...]:
+    return tuple([_integer(name, v) for v in (value if isinstance(value, (tuple, list)) else (value,))])
+
+
+def _refuse_wide(**given: Any) -> None:
+    """The first that has a number of more than 64 bits, by the two classes of error that ``F.conv2d`` has for it."""
+    for name, value in given.items():
+        several = isinstance(value, (tuple, list))
+        if any(isinstance(n, int) and n.bit_length() > 63 for n in (value if several else (value,))):
+            raise (TypeError if several else ValueError)(f"{name} must fit 64 bits, got {value}")
+
+
+def _axes(name: str, axes: tuple[int, ...], rank: int, least: int) -> tuple[int, ...]:
     if len(axes) == 1:
         axes *= rank
     if len(axes) != rank:
-        raise RuntimeError(f"{name} must be one int or {rank} ints, got {value!r}")
+        raise RuntimeError(f"{name} must be one int or {rank} ints, got {axes}")
     for axis in axes:
         if axis < least:
-            raise RuntimeError(f"{name} must be at least {least}, got {value!r}")
+            raise RuntimeError(f"{name} must be at least {least}, got {axes}")
     return axes
 
 
@@ -211,8 +240,6 @@ def _check_extents(input: Tensor, weight: Tensor, spec: ConvSpec) -> None:
     for axis in range(spec.rank):
         room = input.shape[2 + axis] + 2 * spec.padding[axis]
         span = spec.dilation[axis] * (weight.shape[2 + axis] - 1) + 1
-        if weight.shape[2 + axis] == 0:
-            raise RuntimeError(f"weight must have a kernel of at least 1, got shape {list(weight.shape)}")
         if span > room:
             raise RuntimeError(
                 f"weight's kernel spans {span} along spatial axis {axis}, more than the padded input's {room} "

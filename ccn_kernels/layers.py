@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import numbers
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -32,6 +33,8 @@ class _Compact(nn.Module):
     def _add_scale(
         self, alpha: float, learn_alpha: bool, delta: float, activation: str | None, backend: str | None
     ) -> None:
+        if not isinstance(alpha, (numbers.Real, Tensor)):  # float() would read a string
+            raise TypeError(f"alpha must be a number, got {alpha!r}")
         check_delta(delta)
         check_activation(activation)
         if backend is not None:

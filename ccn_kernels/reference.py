@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .arguments import Call, resolve
-from .spec import ConvSpec, norm_dtype, seen_pixels, without_autocast
+from .spec import ConvSpec, memory_format, norm_dtype, seen_pixels, without_autocast
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -43,6 +43,11 @@ def patch_norm(input: Tensor, kernel_size: tuple[int, ...], spec: ConvSpec) -> T
     return torch.where(empty, 0.0, torch.where(empty, 1.0, squares).sqrt())
 
 
+def _widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast in the format that ATen sees in its strides: a plain cast of an expanded tensor may be channels_last."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype, memory_format=memory_format(tensor, tensor))
+
+
 def compact_conv(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float, spec: ConvSpec) -> Tensor:
     """Equation 4 of the paper for one ``ConvSpec``: input [N, C, *spatial] to output [N, O, *out]."""
     return branches(input, weight, bias, alpha, spec)[0]
@@ -56,7 +61,7 @@ def branches(
     norm = patch_norm(input, tuple(weight.shape[2:]), spec)
     # fp16 products overflow where the quotient would not
     compute = torch.float32 if input.dtype == torch.float16 else input.dtype
-    x, w = input.to(compute), weight.to(compute)
+    x, w = _widened(input, compute), _widened(weight, compute)
     if spec.rank:
         product = _CONV[spec.rank](x, w, None, spec.stride, spec.padding, spec.dilation, spec.groups)
     else:

@@ -1,5 +1,6 @@
 """What every test gets: a fixed seed, uninitialised memory full of NaN, and settings that do not leak."""
 
+import dataclasses
 import importlib.util
 import os
 from pathlib import Path
@@ -18,8 +19,16 @@ if EMULATED:
 
     emulated.install()
 
+if backends.triton.interpreting() and not backends.triton.unavailable():
+    from triton.runtime import interpreter
+
+    # a third of its time goes into checks for 32-bit overflow, which problems this small cannot have
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+collect_ignore = ["fuzz"]  # it is run by its name: see `make fuzz`
 # Triton's kernels need a GPU or its interpreter (TRITON_INTERPRET=1): without, their tests are not even imported.
-collect_ignore = ["triton_backend"] if backends.triton.unavailable() else []
+collect_ignore += ["triton_backend"] if backends.triton.unavailable() else []
 if cuda.unavailable():  # likewise
     collect_ignore.append("cuda_backend")
 if importlib.util.find_spec("triton") is None:
@@ -58,7 +67,7 @@ def kernels(request):
 
 def exact_products():
     """The oracle's tolerance for fp32 is fp32's own. Set by the old switches: torch.export reads them."""
-    if EMULATED or torch.cuda.is_available():
+    if EMULATED or backends.triton.interpreting() or torch.cuda.is_available():
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 

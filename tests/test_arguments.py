@@ -38,6 +38,12 @@ SHARED = {
     "three strides": ({"stride": (1, 1, 1)}, "stride"),
     "a stride of None": ({"stride": None}, "stride"),
     "a stride as text": ({"stride": "2"}, "stride"),
+    "a stride of True": ({"stride": True}, "stride"),
+    "a range of strides": ({"stride": range(1, 3)}, "stride"),
+    "a stride of 65 bits": ({"stride": 2**64}, "stride"),
+    "strides of 65 bits": ({"stride": (1, 2**64)}, "stride"),
+    "a stride as text, and a weight of rank 3": ({"stride": "2", "weight": torch.zeros(6, 4, 3)}, "stride"),
+    "groups of None, and channels that differ": ({"groups": None, "input": torch.zeros(2, 5, 8, 8)}, "groups"),
     "a negative padding": ({"padding": -1}, "padding"),
     "a negative padding on one axis": ({"padding": (-1, 1)}, "padding"),
     "a fractional padding": ({"padding": 0.5}, "padding"),
@@ -57,6 +63,9 @@ SHARED = {
         {"input": torch.zeros(2, 4, 3, 3), "dilation": 3, "padding": 1},
         "kernel",
     ),
+    "no input channels": ({"input": torch.zeros(2, 0, 8, 8), "weight": torch.zeros(6, 0, 3, 3)}, "weight"),
+    "no output channels": ({"weight": torch.zeros(0, 4, 3, 3), "bias": None}, "weight"),
+    "an input of no rows": ({"input": torch.zeros(2, 4, 0, 8), "padding": 2}, "input"),
     "a kernel of no extent": ({"weight": torch.zeros(6, 4, 0, 3)}, "weight"),
     "a weight of another dtype": ({"weight": W.double()}, "weight"),
     "an input of another dtype": ({"input": X.half()}, "weight|input"),
@@ -78,6 +87,7 @@ LENIENT = {
     "an input on another device",
     "a bias on another device",
     "a kernel of no extent",
+    "no input channels",
     "a bias of another dtype",
 }
 
@@ -141,6 +151,12 @@ def test_mistakes_of_our_own_arguments(mistake, function):
     settings, kind, names = OURS[mistake]
     with pytest.raises(kind, match=names):
         conv2d(function, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_input_is_refused():
+    with pytest.raises(RuntimeError, match="input"):
+        conv2d(functional.compact_conv2d, torch.nested.nested_tensor([X[0], X[0]]))
 
 
 @pytest.mark.parametrize("mistake", BACKEND)

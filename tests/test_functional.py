@@ -144,3 +144,11 @@ def test_an_all_zero_input_gives_exactly_the_bias(backend, delta, rank, dtype):
     assert results["weight"].abs().max() == 0
     assert results["alpha"] == 0
     problems.assert_accurate(problem, results)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rank", [0, 2])
+def test_patches_of_one_number(backend, rank, dtype):
+    """With delta = 0 their gradient is 0: what is left of it are roundings, PyTorch's and ours."""
+    problem = problems.make(rank, (1, 3), 5, 1, delta=0.0, dtype=dtype)
+    problems.assert_accurate(problem, problem.run(backend))

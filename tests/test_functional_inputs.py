@@ -68,6 +68,23 @@ def test_a_transposed_linear_weight_and_a_strided_bias(backend):
     problems.assert_accurate(problem, problem.run(backend))
 
 
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (9, 3)])
+def test_a_weight_over_sequences_may_have_its_channels_innermost(backend, kernel, stride):
+    """ATen takes it for channels_last, and gives its convolution in it."""
+    problem = problems.make(1, (5, 15), 40, kernel, stride=stride)
+    problem.weight = torch.randn(15, kernel, 5).mT
+    problems.settle_gradient(problem)
+    problems.assert_accurate(problem, problem.run(backend))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_an_expanded_weight_stays_what_it_is_when_it_is_cast(backend, dtype):
+    """A copy of it in a wider type would be channels_last."""
+    weight = torch.randn(1, 3, 3, 4).to(dtype).permute(0, 3, 1, 2).expand(6, 4, 3, 3)
+    x = torch.randn(2, 4, 6, 5).to(dtype)
+    problems.assert_laid_out_alike(compact_conv2d(x, weight, backend=backend), F.conv2d(x, weight))
+
+
 @pytest.mark.parametrize("formats", [(False, False), (True, True)], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
 @pytest.mark.parametrize("strided", ["expanded", "contiguous", "channels_last", "permuted"])

@@ -281,6 +281,8 @@ def test_backend_and_settings_are_checked_at_construction(compact, plain):
     ):
         with pytest.raises(ValueError, match=name):
             build(compact, **settings)
+    with pytest.raises(TypeError, match="alpha"):
+        build(compact, alpha="1")
 
 
 def test_layers_train(backend):

@@ -50,10 +50,15 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Operand
   const auto& [geo, conv, delta, weight, bias, alpha] = operands;
   const ScalarType type = input.scalar_type();
   const bool narrow = type != kType<T>;
+  // ATen takes a sequence's permuted weight, or a cast one that was expanded, for channels_last, and gives u in it.
+  const auto convolved = [&](const Tensor& x) {
+    const Tensor u = convolve(x, weight, conv);
+    return conv.is_linear() || wants_channels_last ? u : in_layout(u, false, kType<T>);
+  };
   const Tensor norm = empty(output_shape(geo, geo.groups, conv.stride.size()), kType<T>, input);
   Tensor y, z = empty({0}, type, input);
   if (geo.batch == 0) {  // ATen knows the shape and format of an empty result
-    y = as_type(convolve(as_type(input, kType<T>), weight, conv), type);
+    y = as_type(convolved(as_type(input, kType<T>)), type);
     return {y, save ? torch::stable::empty_like(y) : z, norm};
   }
   Method<Device, T> method({geo, wants_channels_last}, operands);
@@ -63,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& input, const Operand
   const int64_t step = method.own() && !staged ? geo.batch : Device::images_per_chunk(geo, sizeof(T));
   for_each_chunk(geo, step, [&](int64_t first, int64_t count) {
     const Tensor x = in_layout(images(input, first, count), channels_last, kType<T>);  // once, not in ATen as well
-    const Tensor u = method.own() ? empty_result(operands, count, channels_last, kType<T>) : convolve(x, weight, conv);
+    const Tensor u = method.own() ? empty_result(operands, count, channels_last, kType<T>) : convolved(x);
     const Layout layout = layout_of(geo, count, method.own() ? channels_last : is_channels_last(u));
     if (first == 0) {
       const auto result = [&] {

@@ -1,17 +1,9 @@
-"""What tests of the Triton backend get besides: exact fp32 products, and a faster interpreter."""
+"""What tests of the Triton backend get besides: exact fp32 products."""
 
-import dataclasses
-
-import calls
 import pytest
 import torch
-from triton.runtime import interpreter
 
 from ccn_kernels.backends import triton
-
-if calls.INTERPRETED:  # a third of its time goes into checks for 32-bit overflow, which problems this small cannot have
-    builder = interpreter.interpreter_builder
-    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 # Asked for by name where nothing runs kernels, this folder shows what needs none.
 collect_ignore = ["test_contract.py", "test_kernels.py", "test_tune.py"] if triton.unavailable() else []
