@@ -48,7 +48,10 @@ def available_backends() -> tuple[str, ...]:
 
 def rejection(name: str, request: Request) -> str | None:
     """Why backend ``name`` cannot run ``request``; None if it can."""
-    backend = get(name)
+    return _rejection(get(name), request)
+
+
+def _rejection(backend: ModuleType, request: Request) -> str | None:
     if backend is not reference and request.forward_mode:
         return "forward-mode derivatives (jvp) are the reference's alone"
     if backend is not reference and request.wrapped:
@@ -101,9 +104,9 @@ select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _fastest(request: Request) -> str:
-    for name in reversed(NAMES):  # as `explain`, but the slower ones are not asked
-        reason = rejection(name, request)
+    for backend in PREFERENCE:  # as `explain`, but the slower ones are not asked
+        reason = _rejection(backend, request)
         if reason is None:
-            return name
-        logger.debug("backend %s rejected: %s", name, reason)
+            return backend.NAME
+        logger.debug("backend %s rejected: %s", backend.NAME, reason)
     raise AssertionError("the reference backend runs everything")

@@ -101,7 +101,7 @@ def all_layouts(draw, axes):
 
 
 @st.composite
-def cases(draw, dtypes, budget, half_scales=HALF_SCALES):
+def cases(draw, dtypes, budget):
     """``budget``: the most numbers in all patches together, more or less."""
     rank = draw(st.sampled_from((2, 2, 2, 1, 3, 0)))
     groups, counts = draw(channels(rank))
@@ -123,7 +123,7 @@ def cases(draw, dtypes, budget, half_scales=HALF_SCALES):
         relu=draw(st.booleans()),
         delta=draw(st.sampled_from(DELTAS[:-1] if dtype == torch.float16 else DELTAS)),
         alpha=draw(st.sampled_from((1.0, 1.7, -1.3, 0.0, 10.0))),
-        scale=draw(st.sampled_from(half_scales if dtype == torch.float16 else WIDE_SCALES)),
+        scale=draw(st.sampled_from(HALF_SCALES if dtype == torch.float16 else WIDE_SCALES)),
         weight_scale=draw(st.sampled_from((1.0, 0.01, 10.0))),
         zeros=draw(st.tuples(*[st.sampled_from(SHARES)] * 3)),
         learned=learned,

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
 EVERY = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-# Dtypes, and numbers in all patches together. Triton's interpreter is slow, and multiplies bf16 wrongly. An open flaw
-# of its backend: where it takes ATen's products (hybrid tiles), the weight's gradient is narrowed to fp16 before that
-# of alpha is made of it; inputs of 1e-6 or 1e4 in fp16 leave too little of it.
-LIMITS = {"triton": ([torch.float32, torch.float16], 500, strategies.HALF_SCALES[:3]), "cuda": (EVERY, 10_000)}
+# Dtypes, and numbers in all patches together. Triton's interpreter is slow, and multiplies bf16 wrongly.
+LIMITS = {"triton": ([torch.float32, torch.float16], 500), "cuda": (EVERY, 10_000)}
 
 
 @given(data=st.data())

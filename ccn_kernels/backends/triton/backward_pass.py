@@ -31,7 +31,7 @@ from .launch import (
 )
 
 TOP = 2.0**14  # what the largest |e| in fp16 is scaled to: sums of it are fp32
-TOP_OF_CUDNN = 2.0**8  # where cuDNN narrows such a sum to fp16 again; and there e is never scaled up
+LARGEST_HALF = 65504.0
 REDUCED = 1024  # weights a program of the reduction takes
 
 
@@ -128,13 +128,20 @@ class Backward:
     def _scale(self, common: dict[str, Any], programs: int) -> Tensor:
         largest, scale = self.problem.empty(programs), self.problem.empty()
         self.problem.issue(Launch(epilogue.largest_error, (programs,), {**common, "largest": largest}))
-        narrow = any(tile is not None and tile.kernel == "hybrid" for tile in self._tiles())
-        top = TOP_OF_CUDNN if narrow else TOP
+        dgrad, _ = self._tiles()
+        narrowed = dgrad is not None and dgrad.kernel == "hybrid"
         arguments = {
-            "largest": largest, "scale": scale, "count": programs, "TOP": top, "UP": not narrow, "BLOCK": REDUCED,
+            "largest": largest, "scale": scale, "limit": self._limit() if narrowed else None, "count": programs,
+            "TOP": TOP, "BLOCK": REDUCED,
         }  # fmt: skip
         self.problem.issue(Launch(epilogue.error_scale, (1,), arguments))
         return scale
+
+    def _limit(self) -> Tensor:
+        """The largest |e| whose sums with an input channel's weights, as cuDNN narrows them, are fp16 at any sign."""
+        axes = (1, *range(3, 3 + self.problem.spec.rank))
+        by_group = self.problem.weight.float().abs().unflatten(0, (self.geometry.groups, -1))  # [groups, O, C, *kernel]
+        return LARGEST_HALF / by_group.sum(axes).amax()
 
     def _errors(self) -> Operand:
         """Uninitialised e, laid out as the kernels that will read it need it."""

@@ -156,8 +156,13 @@ def _size_reason(tile: Tile) -> str | None:
 
 
 def _hybrid_reason(tile: Tile, request: Request, device: Device) -> str | None:
-    overflows = request.kind == "forward" and request.dtype == "float16"
-    return "the product overflows fp16 before it is divided" if overflows else None
+    if request.dtype == "float16" and request.kind == "forward":
+        return "the product overflows fp16 before it is divided"
+    if (
+        request.dtype == "float16" and request.kind == "wgrad"
+    ):  # of inputs of 1e-6 little would be left, of 1e4 too much
+        return "the sum is narrowed to fp16 before alpha's gradient is made of it"
+    return None
 
 
 def _depthwise_reason(tile: Tile, request: Request, device: Device) -> str | None:
@@ -249,7 +254,8 @@ def _dgrad(request: Request, device: Device) -> Tile:
 
 def _wgrad(request: Request, device: Device) -> Tile:
     geometry = request.geometry
-    if _is_cudnns(request, device):
+    hybrid = not can_run(HYBRID, request, device)
+    if _is_cudnns(request, device) and hybrid:
         return HYBRID
     for tile in (Tile("descriptor", *sizes, splits=0) for sizes in _WGRADS):
         fits = tile.outputs <= _width(geometry.out_channels, 64) and tile.depth <= _width(geometry.in_channels, 64)
@@ -257,7 +263,7 @@ def _wgrad(request: Request, device: Device) -> Tile:
         if fits and not large and not can_run(tile, request, device):
             return tile
     narrow = geometry.groups == 1 and geometry.in_channels * geometry.taps <= 64
-    return _gather_of_wgrad(request) if narrow else HYBRID
+    return HYBRID if hybrid and not narrow else _gather_of_wgrad(request)
 
 
 def _gather_of_wgrad(request: Request) -> Tile:

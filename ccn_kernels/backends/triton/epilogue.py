@@ -96,17 +96,19 @@ def largest_error(
 
 
 @triton.jit(do_not_specialize=["count"])
-def error_scale(largest, scale, count, TOP: tl.constexpr, UP: tl.constexpr, BLOCK: tl.constexpr):
-    """The power of two that brings the largest |e| to between TOP / 2 and TOP; unless UP, no more than 1."""
+def error_scale(largest, scale, limit, count, TOP: tl.constexpr, BLOCK: tl.constexpr):
+    """The power of two that brings the largest |e| to between half of TOP and TOP; of the limit, where that is less."""
     most = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, count, BLOCK):
         index = first + tl.arange(0, BLOCK)
         most = tl.maximum(most, tl.load(largest + index, mask=index < count, other=0.0))
-    top = tl.max(most, 0)
-    usable = (top > 0) & (top < float("inf"))
-    exponent = tl.floor(tl.log2(TOP / tl.where(usable, top, TOP)))
-    if not UP:
-        exponent = tl.minimum(exponent, 0.0)
+    found = tl.max(most, 0)
+    top = TOP
+    if limit is not None:
+        least = tl.load(limit)
+        top = tl.where((least > 0) & (least < TOP), least, TOP)
+    usable = (found > 0) & (found < float("inf"))
+    exponent = tl.floor(tl.log2(top / tl.where(usable, found, top)))
     tl.store(scale, tl.exp2(tl.minimum(tl.maximum(exponent, -100.0), 100.0)))
 
 

@@ -62,8 +62,8 @@ class Operand(NamedTuple):
 def operand(tensor: Tensor) -> Operand:
     """The tensor, or a copy of it where its pixels do not lie at one stride."""
     strides = strides_of(tensor)
-    if strides is None:
-        tensor = tensor.contiguous()
+    if strides is None:  # a view of no images at all is contiguous, whatever its strides are
+        tensor = tensor.contiguous() if tensor.numel() else tensor.new_empty(tensor.shape)
         strides = strides_of(tensor)
     assert strides is not None
     return Operand(tensor, strides)
