@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .spec import MAX_RANK, ConvSpec, autocasts, norm_dtype
 
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 ACTIVATIONS = (None, "relu")
 
 
@@ -62,9 +62,9 @@ def resolve(
     check_delta(delta)
     check_activation(activation)
     _check_tensors(rank, input, weight, bias)
-    alpha = _alpha(alpha, input)
     input, weight, bias = _autocast(input, weight, bias)
     _check_types(input, weight, bias)
+    alpha = _alpha(alpha, input)
     input, leading = _batched(rank, input)
     _check_channels(input, weight, bias, groups)
     if rank:
@@ -116,7 +116,7 @@ def _check_tensors(rank: int, input: Tensor, weight: Tensor, bias: Tensor | None
 
 
 def _check_types(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if input.dtype not in _DTYPES:
+    if input.dtype not in DTYPES:
         raise RuntimeError(f"input must be float32, float64, float16 or bfloat16, got {input.dtype}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.dtype != input.dtype:

@@ -125,3 +125,6 @@ class CompactConvBackward(Function):
         with without_autocast(input.device.type):
             d_grad, d_input, d_weight, d_alpha, *d_bias = torch.func.vjp(first_order, *tensors)[1](asked)
         return d_grad, d_input, d_weight, d_bias[0] if d_bias else None, d_alpha, *(None,) * 6
+
+
+ops.register_autograd(CompactConvFunction.setup_context, CompactConvFunction.backward)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from . import layers
+from .arguments import DTYPES
 from .scales import COMPACT, calibrate, compact_layers, param_groups, shardable
 
 __all__ = ["ConversionReport", "calibrate", "compact_layers", "param_groups", "shardable", "to_compact"]
@@ -30,7 +30,6 @@ _COMPACT_OF: dict[type[nn.Module], Any] = {
     nn.Linear: layers.CompactLinear,
 }
 _PLAIN = tuple(_COMPACT_OF)
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -44,7 +43,8 @@ class ConversionReport:
     def __str__(self) -> str:
         fused = f"\n  with the ReLU that follows: {', '.join(self.fused)}" if self.fused else ""
         kept = "".join(f"\n  kept {name}: {reason}" for name, reason in self.kept.items())
-        return f"converted {len(self.converted)} layers: {', '.join(self.converted) or 'none'}{fused}{kept}"
+        names = ", ".join(self.converted) if self.converted else "none"
+        return f"converted {len(self.converted)} layers: {names}{fused}{kept}"
 
 
 def to_compact(
@@ -178,7 +178,7 @@ def _reason_in_itself(module: nn.Module) -> str | None:
         return f"{_kind(module)} is a subclass whose behaviour is not known"
     if weight is None:
         return "its weight is computed by a hook (weight or spectral norm): remove it first"
-    if weight.dtype not in _DTYPES:
+    if weight.dtype not in DTYPES:
         return f"its weight is {weight.dtype}"
     if vars(module).keys() & {"forward", "_conv_forward"}:
         return "its forward was replaced, on this one object"

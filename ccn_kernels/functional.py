@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.overrides import handle_torch_function, has_torch_function
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import autograd, backends, reference
 from .arguments import Call, resolve
 from .losses import l2_softmax_loss
 
 NO_TORCHSCRIPT = (
-    "compact convolutions do not go through torch.jit: use torch.compile, torch.export or torch.onnx.export"
+    "compact convolutions do not go through torch.jit: "
+    "use torch.compile, torch.export or torch.onnx.export(dynamo=True)"
 )
 
 __all__ = ["compact_conv1d", "compact_conv2d", "compact_conv3d", "compact_linear", "l2_softmax_loss"]
@@ -146,14 +146,24 @@ def compact_linear(
     return _run(resolve(0, input, weight, bias, alpha, (), (), (), 1, delta, activation), backend)
 
 
-def _wraps(tensor: Tensor | None) -> bool:
-    return type(tensor) not in (Tensor, Parameter, NoneType) and is_traceable_wrapper_subclass(tensor)
-
-
 def _run(call: Call, backend: str | None) -> Tensor:
     input, weight, bias, alpha, spec, _ = call
-    forward_mode, wrapped = forward_ad._current_level >= 0, any(map(_wraps, (input, weight, bias, alpha)))
-    name = backends.select(backend, input.device.type, input.dtype, spec.rank, forward_mode, wrapped)
+    wrapped = any(map(_wraps, (input, weight, bias, alpha)))
+    name = backends.select(backend, input.device.type, input.dtype, spec.rank, _transformed(), wrapped)
     if name == "reference":
         return reference.run(call)
     return call.restore(autograd.compact_conv(input, weight, bias, alpha, spec, name))
+
+
+def _transformed() -> bool:
+    """Whether a tangent may be asked for, or a compiler sees a transform of torch.func.
+
+    Such a compiler tells a Function that no gradient is needed of it.
+    """
+    compiled = torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return compiled or forward_ad._current_level >= 0
+
+
+def _wraps(tensor: Tensor | None) -> bool:
+    """What torch.utils._python_dispatch.is_traceable_wrapper_subclass asks, as a compiler can follow it."""
+    return type(tensor) not in (Tensor, Parameter, NoneType) and hasattr(type(tensor), "__tensor_flatten__")

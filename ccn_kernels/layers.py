@@ -24,7 +24,7 @@ class _Compact(nn.Module):
 
     weight: Tensor
     alpha: Tensor
-    alpha_shape: tuple[int, ...] = ()  # (1,) after convert.shardable
+    alpha_shape: tuple[int, ...] = ()  # (1,) after convert.shardable: of a Parameter with one axis
     initial_alpha: float
     delta: float
     activation: str | None
@@ -44,27 +44,35 @@ class _Compact(nn.Module):
         self._make_alpha(learn_alpha)
 
     def _make_alpha(self, learn: bool) -> None:
-        scale = torch.full(self.alpha_shape, self.initial_alpha, device=self.weight.device, dtype=self.weight.dtype)
-        if learn:
-            self.alpha = nn.Parameter(scale)
+        scale = torch.full((), self.initial_alpha, device=self.weight.device, dtype=self.weight.dtype)
+        self._set_alpha(nn.Parameter(scale) if learn else scale)
+
+    def _set_alpha(self, alpha: Tensor) -> None:
+        if isinstance(alpha, nn.Parameter):
+            self.alpha = alpha
         else:
-            self.register_buffer("alpha", scale)
+            self.register_buffer("alpha", alpha)
 
     @torch.no_grad()
-    def _reset_alpha(self) -> None:
+    def reset_alpha(self) -> None:
+        """Gives alpha the value that it was made with, on the weight's device if it is on the meta device still."""
+        if self.alpha.is_meta and not self.weight.is_meta:
+            alpha = torch.empty_like(self.alpha, device=self.weight.device)
+            learn, thawed = isinstance(self.alpha, nn.Parameter), self.alpha.requires_grad
+            self._set_alpha(nn.Parameter(alpha, thawed) if learn else alpha)
         self.alpha.fill_(self.initial_alpha)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()  # type: ignore[misc]
         if hasattr(self, "alpha"):  # the plain layer's constructor comes here before it is made
-            self._reset_alpha()
+            self.reset_alpha()
 
     def _apply(self, fn, recurse=True):
         """After ``to_empty`` from the meta device, a plain layer's state fills in all but alpha: that is set here."""
         was_meta = self.alpha.is_meta
         super()._apply(fn, recurse)
         if was_meta and not self.alpha.is_meta:
-            self._reset_alpha()
+            self.reset_alpha()
         return self
 
     def __prepare_scriptable__(self):
@@ -80,25 +88,23 @@ class _Compact(nn.Module):
         return {"delta": self.delta, "activation": self.activation, "backend": self.backend}
 
     def extra_repr(self) -> str:
-        settings = [f"delta={self.delta}"]
+        text = f"{super().extra_repr()}, delta={self.delta}"
         if self.activation:
-            settings.append(f"activation={self.activation!r}")
+            text += f", activation={self.activation!r}"
         if self.backend:
-            settings.append(f"backend={self.backend!r}")
-        if not isinstance(self.alpha, nn.Parameter):
-            settings.append("learn_alpha=False")
-        return ", ".join([super().extra_repr(), *settings])
+            text += f", backend={self.backend!r}"
+        return text if isinstance(self.alpha, nn.Parameter) else f"{text}, learn_alpha=False"
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
         """A plain layer's state has no alpha: ours keeps its own, and says so once."""
         key = prefix + "alpha"
         state_dict = self._with_our_axis(state_dict, key)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
-        if key in missing and prefix + "weight" in state_dict:
+        if key in missing and any(name.startswith(prefix) for name in state_dict):
             missing.remove(key)
             _warn_about_alpha(key)
-            if self.alpha.is_meta and not self.weight.is_meta:  # load_state_dict(assign=True)
-                self._make_alpha(isinstance(self.alpha, nn.Parameter))
+        if self.alpha.is_meta and not self.weight.is_meta:  # load_state_dict(assign=True)
+            self.reset_alpha()
 
     def _with_our_axis(self, state_dict, key):
         """A 0-dim alpha for one that ``convert.shardable`` gave an axis; PyTorch does the contrary by itself."""

@@ -1,8 +1,8 @@
 """The operators ``ccn::compact_conv`` and ``ccn::compact_conv_backward`` as PyTorch's compiler sees them.
 
 The only module that knows ``torch.library``: schemas, kernels (which hand over to the backend that the call names),
-fakes, vmap rules, and what they are in ATen's operators. They carry no autograd formula of their own;
-:mod:`ccn_kernels.autograd` does.
+fakes, vmap rules, and what they are in ATen's operators. Their autograd formula is :mod:`ccn_kernels.autograd`'s, which
+needs the operators' own only where a program was exported with them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch._decomp import register_decomposition
 
 from . import backends, reference
-from .spec import ConvSpec, memory_format, norm_dtype, output_size
+from .spec import ConvSpec, memory_format, norm_dtype, output_size, seen_pixels
 
-_SPEC = "int[] stride, int[] padding, int[] dilation, int groups, float delta, bool relu"
+_SPEC = "int[]? stride, int[]? padding, int[]? dilation, int groups, float delta, bool relu"  # linear layers have none
 
 _library = torch.library.Library("ccn", "DEF")
 _library.define(
@@ -130,11 +130,14 @@ def _loop(op: Callable) -> Callable:
 
     def rule(info, in_dims, *args):
         def of_sample(index):  # in_dims has a list of None for an argument that is a list of ints
-            pairs = zip(args, in_dims, strict=True)
-            return [arg.select(dim, index) if isinstance(dim, int) else arg for arg, dim in pairs]
+            def select(arg, dim):  # of no samples, a sum is one of zeros
+                return arg.select(dim, index) if info.batch_size else arg.sum(dim)
 
-        results = [op(*of_sample(index)) for index in range(info.batch_size)]
-        outputs = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+            pairs = zip(args, in_dims, strict=True)
+            return [select(arg, dim) if isinstance(dim, int) else arg for arg, dim in pairs]
+
+        results = [op(*of_sample(index)) for index in range(max(1, info.batch_size))]
+        outputs = tuple(torch.stack(parts)[: info.batch_size] for parts in zip(*results, strict=True))
         return outputs, (0,) * len(outputs)
 
     return rule
@@ -149,12 +152,27 @@ for _name, _kernel, _fake in (
     torch.library.register_vmap(f"ccn::{_name}", _loop(getattr(torch.ops.ccn, _name)), lib=_library)
 
 
+def register_autograd(setup_context: Callable, backward: Callable) -> None:
+    """The formula of ``compact_conv``: that of a Function which takes the spec as one argument."""
+
+    def setup(ctx, inputs, output):
+        operands, spec, rest = inputs[:4], inputs[4:-2], inputs[-2:]
+        setup_context(ctx, (*operands, _spec(*spec), *rest), output)
+
+    def gradients(ctx, *grads):
+        return (*backward(ctx, *grads)[:4], *(None,) * 8)
+
+    torch.library.register_autograd("ccn::compact_conv", gradients, setup_context=setup, lib=_library)
+
+
 # torch.onnx decomposes what stands in this table. Where a size is symbolic, fake tensors prefer it to a fake, unless
 # there is a "meta" as well.
 @register_decomposition(torch.ops.ccn.compact_conv.default)
 def _decomposed(input, weight, bias, alpha, stride, padding, dilation, groups, delta, relu, save_quotient, backend):
-    spec = _spec(stride, padding, dilation, groups, delta, relu)
-    output, quotient, norm = reference.branches(input, weight, bias, alpha, spec)
+    seen, spec = seen_pixels(input, tuple(weight.shape[2:]), _spec(stride, padding, dilation, groups, delta, relu))
+    if seen is not input:  # the strides of a view bind the sizes of an exported program to one another
+        seen = seen.contiguous()
+    output, quotient, norm = reference.branches(seen, weight, bias, alpha, spec)
     return output, quotient.to(input.dtype) if save_quotient else input.new_empty(0), norm
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .layers import CompactConv1d, CompactConv2d, CompactConv3d, CompactLinear
 
@@ -37,12 +38,15 @@ def calibrate(model: nn.Module, batch: Any) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: the model has no compact layer, or the batch no element, or a layer's mean norm is not a finite
-            number in alpha's dtype. No alpha is changed then, nor where the model itself raises.
+        ValueError: the model has no compact layer, or an alpha is parametrised, or the batch has no element, or a
+            layer's mean norm is not a finite number in alpha's dtype. No alpha is changed then, nor where the model
+            itself raises.
     """
     names = {layer: name for name, layer in model.named_modules() if isinstance(layer, COMPACT)}
     if not names:
         raise ValueError("model has no compact layers: to_compact returns a converted copy, unless inplace=True")
+    if computed := [name for layer, name in names.items() if parametrize.is_parametrized(layer, "alpha")]:
+        raise ValueError(f"alpha is parametrised in {', '.join(computed)}: remove the parametrisation first")
     args, kwargs = _arguments(batch)
     means = {layer: _Mean(name) for layer, name in names.items()}
     # compiled code may not heed new hooks

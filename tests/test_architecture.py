@@ -53,7 +53,7 @@ ALLOWED = {
     "functional": {"autograd", "backends", "reference", "arguments", "losses"},
     "layers": {"functional", "reference", "arguments", "backends", "spec"},
     "scales": {"layers"},
-    "convert": {"layers", "scales"},
+    "convert": {"arguments", "layers", "scales"},
     "models": {"layers"},
     "env_report": {"backends", "backends.extension", "version", "_C"},
     "cli": {

@@ -86,7 +86,7 @@ def test_the_fastest_that_can_run_the_call_is_chosen(calls):
     assert calls == ["forward"]
 
 
-@pytest.mark.parametrize(("case", "reason"), [("forward_mode", "forward-mode"), ("wrapped", "subclass")])
+@pytest.mark.parametrize(("case", "reason"), [("transformed", "forward-mode"), ("wrapped", "subclass")])
 def test_some_calls_are_the_references_alone(case, reason):
     assert backends.select(None, "cpu", torch.float32, 2, **{case: True}) == "reference"
     found = backends.explain("cpu", **{case: True})

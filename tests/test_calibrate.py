@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ccn_kernels import CompactConv2d, CompactLinear
 from ccn_kernels.convert import calibrate, compact_layers, param_groups, to_compact
@@ -75,6 +76,12 @@ def test_a_model_without_compact_layers_is_an_error_that_tells_of_the_copy():
     to_compact(model)
     with pytest.raises(ValueError, match="returns a converted copy, unless inplace=True"):
         calibrate(model, LEFT)
+
+
+def test_an_alpha_that_is_computed_is_an_error():
+    layer = parametrize.register_parametrization(CompactLinear(4, 2), "alpha", torch.nn.Softplus())
+    with pytest.raises(ValueError, match=r"parametrised in 0"):
+        calibrate(torch.nn.Sequential(layer), torch.randn(3, 4))
 
 
 def test_layers_that_the_batch_does_not_reach_keep_their_alpha_and_are_named(caplog):

@@ -29,7 +29,7 @@ class Request(NamedTuple):
     device: str
     dtype: torch.dtype
     rank: int
-    forward_mode: bool = False  # whether a tangent may be asked for
+    transformed: bool = False  # whether by forward-mode derivatives, or by torch.func where that is compiled
     wrapped: bool = False  # whether a tensor is a subclass that wraps others, as DTensor does
 
 
@@ -52,8 +52,8 @@ def rejection(name: str, request: Request) -> str | None:
 
 
 def _rejection(backend: ModuleType, request: Request) -> str | None:
-    if backend is not reference and request.forward_mode:
-        return "forward-mode derivatives (jvp) are the reference's alone"
+    if backend is not reference and request.transformed:
+        return "forward-mode derivatives (jvp), and compiled transforms of torch.func, are the reference's alone"
     if backend is not reference and request.wrapped:
         return "a tensor is of a subclass that knows PyTorch's own operators alone"
     return backend.unavailable() or backend.unsupported(request)
@@ -63,11 +63,11 @@ def explain(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     rank: int = 2,
-    forward_mode: bool = False,
+    transformed: bool = False,
     wrapped: bool = False,
 ) -> dict[str, str | None]:
     """For each backend, fastest first: None if it may be chosen for such a call, else the reason why not."""
-    request = Request(device, dtype, rank, forward_mode, wrapped)
+    request = Request(device, dtype, rank, transformed, wrapped)
     return {name: rejection(name, request) for name in reversed(NAMES)}
 
 
@@ -76,7 +76,7 @@ def select(
     device: str,
     dtype: torch.dtype,
     rank: int,
-    forward_mode: bool = False,
+    transformed: bool = False,
     wrapped: bool = False,
 ) -> str:
     """The backend for one call: the requested one, else that of ``CCN_BACKEND``, else the fastest that can run it.
@@ -88,7 +88,7 @@ def select(
     source = "backend"
     if requested is None:
         source, requested = ENVIRONMENT, os.environ.get(ENVIRONMENT) or None
-    request = Request(device, dtype, rank, forward_mode, wrapped)
+    request = Request(device, dtype, rank, transformed, wrapped)
     if requested is None:
         return _fastest(request)
     if requested not in NAMES:

@@ -11,7 +11,7 @@ LAST = "test_behaviour_table.py"  # compares what was seen with what is document
 DOCUMENT = HERE.parents[1] / "docs" / "behaviour.md"
 HEAD = """# What works with `nn.Conv2d`, and with `CompactConv2d`
 
-Made by `make behaviour` from the tests that are named: each one does the same to both layers, and passed.
+Made by `make behaviour` from the tests that are named, all of which passed: each row is what its test shows.
 """
 
 

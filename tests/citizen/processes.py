@@ -3,6 +3,7 @@
 It notes in FOLDER the name of every check that passed. NCCL where each process can have a GPU of its own, else Gloo.
 """
 
+import copy
 import datetime
 import os
 import sys
@@ -17,7 +18,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
@@ -154,6 +156,37 @@ def fsdp_from_meta(compact):
         assert value.isfinite().all(), name
 
 
+def fsdp_from_meta_with_a_plain_state(compact):
+    """Materialised by a checkpoint of plain layers alone: alphas get their value, on every process its part."""
+    plain = network(False)
+    with torch.device("meta"):
+        model = Network()
+    model = sharded(to_compact(model, alpha=2.0) if compact else model)
+    set_model_state_dict(model, plain.state_dict(), options=FULL)
+    model(data()[0][RANK])
+    whole = get_model_state_dict(model, options=FULL)
+    for name, value in plain.state_dict().items():
+        assert "running" in name or "tracked" in name or torch.equal(whole[name], value), name
+    assert all(value == 2.0 for name, value in whole.items() if name.endswith("alpha"))
+
+
+def tensor_parallel(compact):
+    """Two linear layers, the first by its outputs and the second by its inputs; ours by its inputs alone."""
+    torch.manual_seed(0)
+    mesh = init_device_mesh(torch.device(DEVICE).type, (PROCESSES,))
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).to(DEVICE)
+    model = to_compact(model) if compact else model
+    x = data()[0][0][:, 0, 0, :6]
+    expected = model(x)
+    if compact:
+        with pytest.raises(AssertionError):  # it cuts every parameter, alpha too
+            parallelize_module(copy.deepcopy(model), mesh, {"0": ColwiseParallel()})
+    plan = {"2": RowwiseParallel(input_layouts=Replicate())} | (
+        {} if compact else {"0": ColwiseParallel(output_layouts=Replicate())}
+    )
+    assert_close(parallelize_module(model, mesh, plan)(x), expected)
+
+
 def fsdp_in_bf16(compact):
     """Computes as the model in bf16 does; clips by the norm that all processes' gradients have together."""
     model = sharded(network(compact), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
@@ -183,8 +216,8 @@ def fsdp_states(compact):
     dcp.load(state, checkpoint_id=SHARED / f"checkpoint-{compact}")
     set_model_state_dict(resumed, state)
     assert all(scale.shape == () for name, scale in whole.named_parameters() if name.endswith("alpha"))
-    for copy in (model, loaded, resumed):
-        assert_holds(copy, whole, rtol=0, atol=0)
+    for each in (model, loaded, resumed):
+        assert_holds(each, whole, rtol=0, atol=0)
 
 
 def distributed_tensors(compact):
@@ -199,6 +232,7 @@ def distributed_tensors(compact):
     if compact:
         with pytest.raises(RuntimeError, match="PyTorch's own operators alone"):
             compact_conv2d(parts, layer.weight, backend="cpu")
+    assert_close(torch.compile(layer, backend="aot_eager", fullgraph=True)(parts).full_tensor(), expected)
     output = layer(parts)
     assert output.placements == (Shard(0),)
     assert_close(output.full_tensor(), expected)
@@ -214,8 +248,8 @@ def fsdp_says_what_it_needs(compact):
 
 CHECKS = (
     ddp, ddp_compiled, ddp_power_sgd,
-    fsdp1, fsdp_says_what_it_needs, fsdp, fsdp_from_meta, fsdp_in_bf16, fsdp_states,
-    distributed_tensors,
+    fsdp1, fsdp_says_what_it_needs, fsdp, fsdp_from_meta, fsdp_from_meta_with_a_plain_state, fsdp_in_bf16, fsdp_states,
+    distributed_tensors, tensor_parallel,
 )  # fmt: skip
 
 

@@ -58,9 +58,7 @@ def test_dtype_of_the_output(kind, dtype, given):
 )
 def test_extreme_activations(backend, scale, dtype):
     layer = CompactConv2d(8, 4, 3, delta=0.0, backend=backend).to(dtype)
-    x = (torch.rand(2, 8, 5, 5) * scale).to(
-        dtype
-    )  # rounded as fp16 rounds 1e-6: to a dozen steps of its smallest number
+    x = (torch.rand(2, 8, 5, 5) * scale).to(dtype)  # fp16 has a dozen numbers below 1e-6
     want = oracle.compact_conv(x, layer.weight, layer.bias, layer.alpha.double(), delta=0.0)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(layer(x).double(), want, rtol=4 * eps, atol=4 * eps)

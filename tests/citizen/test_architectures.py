@@ -33,7 +33,7 @@ PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 WORDS = {"vocab_size": 50, **SMALL}
 
-# The vision networks are of full depth, the language models small.
+# The first three are of full depth, the others small.
 NETWORKS = {
     "resnet": lambda: ResNetForImageClassification(ResNetConfig(num_labels=3)),
     "convnext": lambda: ConvNextForImageClassification(ConvNextConfig(num_labels=3)),
@@ -180,7 +180,7 @@ def test_calibration_reaches_every_layer(networks, name, caplog):
 
 
 @pytest.mark.behaviour(
-    "Models", "weight-standardised convolutions (BiT)", conv="works (plain model)", ours="kept, with the reason"
+    "Models", "weight-standardised convolutions (BiT)", conv="are no `nn.Conv2d`", ours="kept, with the reason"
 )
 def test_weight_standardised_convolutions_are_kept():
     plain = BitForImageClassification(BitConfig(num_labels=3, depths=[1, 1, 1, 1]))

@@ -50,7 +50,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.behaviour(
     "Inputs",
-    "complex, integer, boolean, float8, sparse, quantised inputs",
+    "complex, integer, boolean, float8, sparse, quantised inputs of a float layer",
     conv="RuntimeError",
     ours="RuntimeError that names `input`",
 )
@@ -58,6 +58,17 @@ def test_what_is_refused(kind, name):
     x = REFUSED[name](torch.randn(1, 3, 6, 6))
     with pytest.raises(RuntimeError, match=None if kind is nn.Conv2d else "^input must be"):
         kind(3, 4, 3)(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64], ids=str)
+@pytest.mark.behaviour("Inputs", "complex or integer operands alike, on a CPU", ours="RuntimeError that names `input`")
+def test_operands_of_no_float(function, dtype):
+    operands = torch.ones(1, 3, 6, 6, dtype=dtype), torch.ones(4, 3, 3, 3, dtype=dtype)
+    if function is nn.functional.conv2d:
+        assert function(*operands).dtype == dtype
+    else:
+        with pytest.raises(RuntimeError, match=r"^input must be"):
+            function(*operands)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -69,10 +69,13 @@ def test_fsdp(kind, group):
 
 
 @pytest.mark.behaviour(
-    "Scale", "FSDP2 of a model on the meta device: `to_empty`, `reset_parameters`", ours=AFTER_SHARDABLE
+    "Scale",
+    "FSDP2 of a model on the meta device: `to_empty`, `reset_parameters`, or a full state",
+    ours=AFTER_SHARDABLE,
 )
 def test_fsdp_from_meta(kind, group):
     group("fsdp_from_meta", kind)
+    group("fsdp_from_meta_with_a_plain_state", kind)
 
 
 @pytest.mark.behaviour("Scale", "FSDP2 in bf16 by `MixedPrecisionPolicy`; `clip_grad_norm_`", ours=AFTER_SHARDABLE)
@@ -85,7 +88,16 @@ def test_fsdp_states(kind, group):
     group("fsdp_states", kind)
 
 
-@pytest.mark.behaviour("Scale", "`DTensor`: a batch in parts", ours="works, by the reference's operators")
+@pytest.mark.behaviour(
+    "Scale",
+    "tensor parallelism of a linear layer: `RowwiseParallel`, `ColwiseParallel`",
+    ours="`RowwiseParallel` works; `ColwiseParallel`: AssertionError, PyTorch's, as it cuts alpha too",
+)
+def test_tensor_parallel(kind, group):
+    group("tensor_parallel", kind)
+
+
+@pytest.mark.behaviour("Scale", "`DTensor`: a batch in parts, compiled too", ours="works, by the reference's operators")
 def test_distributed_tensors(kind, group):
     group("distributed_tensors", kind)
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 SECTION = "Derivatives and transforms"
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own, on its first jvp
@@ -42,6 +43,7 @@ def test_vmap(call):
     function, parameters = call
     x = image(3, 2)
     torch.testing.assert_close(vmap(function)(x), torch.stack([function(part) for part in x]))
+    assert vmap(function)(x[:0]).numel() == 0
     many = {name: torch.stack([p, p + 1, -p]) for name, p in parameters.items()}
     found = vmap(lambda p: function(x[0], p))(many)
     for index in range(3):
@@ -60,6 +62,26 @@ def test_per_sample_gradients(call):
     for index, sample in enumerate(x):
         for name, part in grad(loss)(parameters, sample).items():
             torch.testing.assert_close(found[name][index], part)
+
+
+@pytest.mark.behaviour(
+    SECTION, "`torch.compile(fullgraph=True)` of `vmap`, `grad`, `vjp`", ours="works, by the reference's operators"
+)
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_transforms(call):
+    function, parameters = call
+
+    def loss(p, x):
+        return function(x[None], p).square().sum()
+
+    x = image(4)
+    for transformed in (
+        lambda x: vmap(lambda part: function(part[None]))(x),
+        lambda x: vmap(grad(loss), in_dims=(None, 0))(parameters, x),
+        lambda x: vjp(function, x)[1](torch.ones(4, 2, 4, 4, dtype=x.dtype)),
+    ):
+        compiled = torch.compile(transformed, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), transformed(x))
 
 
 @pytest.mark.behaviour(SECTION, "`vjp`, `jacrev`")
@@ -100,6 +122,20 @@ def test_second_derivatives(call):
     torch.testing.assert_close(found, jacrev(jacrev(loss))(x))
     torch.testing.assert_close(found, torch.autograd.functional.hessian(loss, x))
     assert found.abs().max() > 0
+
+
+@pytest.mark.behaviour(
+    SECTION,
+    "`functionalize`",
+    ours='RuntimeError, PyTorch\'s: it knows no `autograd.Function`; `backend="reference"` works',
+)
+def test_functionalize(kind):
+    layer, x = kind(3, 4, 3), torch.randn(2, 3, 6, 6)
+    if kind is not nn.Conv2d:
+        with pytest.raises(RuntimeError, match="Functionalize rule"):
+            functionalize(layer)(x)
+        layer.backend = "reference"
+    torch.testing.assert_close(functionalize(layer)(x), layer(x))
 
 
 @pytest.mark.behaviour(SECTION, "a gradient penalty trains: double backward in eager code")
