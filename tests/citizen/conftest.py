@@ -5,6 +5,8 @@ does not simply work. A test that takes ``kind`` runs with ``nn.Conv2d`` and wit
 ``conv`` does.
 """
 
+import importlib.util
+
 import behaviour
 import pytest
 import torch
@@ -13,6 +15,9 @@ from torch import nn
 
 from ccn_kernels import CompactConv2d, CompactLinear
 from ccn_kernels.functional import compact_conv2d
+
+libraries = [importlib.util.find_spec(name) for name in ("torchvision", "timm")]
+collect_ignore = [] if torch.version.cuda and any(libraries) else ["test_image_libraries.py"]
 
 
 @pytest.fixture(params=[nn.Conv2d, CompactConv2d], ids=["plain", "compact"])

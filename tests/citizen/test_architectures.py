@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conversions import computes_and_trains, step, takes_states
 from torch import nn
 from transformers import (
     BertConfig,
@@ -27,7 +28,7 @@ from transformers import (
 )
 
 from ccn_kernels import CompactConv2d, CompactLinear
-from ccn_kernels.convert import calibrate, compact_layers, param_groups, to_compact
+from ccn_kernels.convert import calibrate, compact_layers, to_compact
 
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -68,57 +69,11 @@ def networks():
     return get
 
 
-def logits(model, batch):
-    with torch.no_grad():
-        return model.eval()(**batch).logits
-
-
-def step(model, batch):
-    """One step of training: the loss before it, and the parameters that had a gradient."""
-    torch.manual_seed(0)
-    model.train()
-    optimizer = torch.optim.AdamW(param_groups(model, 0.01), lr=1e-3)
-    loss = model(**batch).loss
-    loss.backward()
-    optimizer.step()
-    return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
 def converts_every_layer(name, plain, compact):
     assert not [module for module in compact.modules() if type(module) in PLAIN]
     assert compact.ccn_report.kept == {}
     assert len(compact.ccn_report.converted) == len(compact_layers(compact)) == CONVERTED[name]
     assert len(compact.ccn_report.converted) == sum(type(module) in PLAIN for module in plain.modules())
-
-
-def computes_and_trains(plain, compact, batch):
-    """In evaluation something else than the plain network, and finite; in training a gradient for all that had one."""
-    output = logits(compact, batch)
-    assert output.isfinite().all()
-    assert not torch.allclose(output, logits(plain, batch))
-    plain, compact = copy.deepcopy(plain), copy.deepcopy(compact)
-    _, wanted = step(plain, batch)
-    loss, gradients = step(compact, batch)
-    assert 0 < loss < 10
-    assert gradients.keys() == wanted.keys() | {f"{layer}.alpha" for layer in compact.ccn_report.converted}
-    assert all(gradient.isfinite().all() for gradient in gradients.values())
-    assert logits(compact, batch).isfinite().all()
-
-
-def takes_states(plain, compact, batch):
-    """Its own state, and the plain network's strictly: a network of other weights then computes alike."""
-    other = copy.deepcopy(compact)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(0.1)
-    assert not torch.allclose(logits(other, batch), logits(compact, batch))
-    other.load_state_dict(compact.state_dict())
-    assert torch.equal(logits(other, batch), logits(compact, batch))
-    with torch.no_grad():
-        for key, parameter in other.named_parameters():
-            parameter.mul_(1 if key.endswith("alpha") else 0)
-    other.load_state_dict(plain.state_dict(), strict=True)
-    assert torch.equal(logits(other, batch), logits(compact, batch))
 
 
 def check(networks, name):

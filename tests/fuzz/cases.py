@@ -117,7 +117,7 @@ class Example(problems.Problem):
 
     def naive(self):
         def call(x, w, b, alpha):
-            x, geometry = zero_padded(x, w, **self.geometry)
+            x, geometry = subsampled(*zero_padded(x, w, **self.geometry), w)
             return problems.two_branch(x, w, b, alpha, self.delta, self.relu, **geometry)
 
         return self.reported(problems.differentiate(call, self.operands, self.grad))
@@ -128,7 +128,7 @@ class Example(problems.Problem):
         x = torch.zeros(self.input.shape, dtype=torch.double, requires_grad=True)
         padded, _ = zero_padded(x, self.weight, **self.geometry)
         if padded is not x:
-            results["input"] += torch.finfo(self.input.dtype).tiny * torch.autograd.grad(padded.sum(), x)[0]
+            results["input"] += 2 * torch.finfo(self.input.dtype).tiny * torch.autograd.grad(padded.sum(), x)[0]
         return results
 
     def reported(self, results):
@@ -194,6 +194,17 @@ def zero_padded(x, weight, padding_mode="zeros", **geometry):
     amounts = oracle.padding_amounts(geometry["padding"], kernel, oracle.axes(geometry["dilation"], len(kernel)))
     x = F.pad(x, [n for pair in reversed(amounts) for n in pair], mode=padding_mode)
     return x, geometry | {"padding": 0}
+
+
+def subsampled(x, geometry, weight):
+    """What a strided kernel of one tap reads; of such a kernel PyTorch's convolution may overrun its memory."""
+    rank = weight.dim() - 2
+    steps = oracle.axes(geometry.get("stride", 1), rank)
+    if set(weight.shape[2:]) != {1} or set(steps) == {1}:
+        return x, geometry
+    amounts = oracle.padding_amounts(geometry["padding"], weight.shape[2:], oracle.axes(geometry["dilation"], rank))
+    x = F.pad(x, [n for pair in reversed(amounts) for n in pair])
+    return x[(..., *(slice(None, None, step) for step in steps))], geometry | {"stride": 1, "padding": 0}
 
 
 def moderation(problem):
