@@ -205,3 +205,9 @@ def test_importing_the_package_is_light():
     loaded, others = done.stdout.splitlines()
     assert not set(loaded.split()) & OPTIONAL - {"tqdm"}  # torch brings that one in itself
     assert others == "False False False"
+
+
+def test_no_two_test_files_have_one_name():
+    """Pytest imports them by name alone, and some are collected only where there are kernels for them."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
