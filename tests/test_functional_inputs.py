@@ -161,6 +161,21 @@ def test_an_unbatched_input_is_a_batch_of_one(backend, rank, last):
         torch.testing.assert_close(value, expected, msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("batched", [False, True])
+def test_one_permuted_image_under_groups(backend, batched, dtype):
+    """Of such an image F.conv2d's own gradient of the weight is wrong in fp64."""
+    problem = problems.make(2, (4, 2), (2, 1), padding=1, groups=2, batch=1, dtype=dtype, formats=(False, True))
+    image = torch.randn(2, 1, 4).to(dtype).permute(2, 0, 1)
+    problem.input = image.unsqueeze(0)
+    expected = problem.oracle()
+    if not batched:
+        problem.input, problem.grad = image, problem.grad[0]
+    for name, value in problem.run(backend).items():
+        want = expected[name].reshape(value.shape).to(dtype)
+        torch.testing.assert_close(value, want, msg=name)
+
+
 @pytest.mark.parametrize("leading", [(), (4,), (2, 3), (2, 0, 3), (1, 2, 1, 2)], ids=str)
 def test_a_linear_layer_takes_any_leading_axes(backend, leading):
     x, w, b = torch.randn(*leading, 5), torch.randn(3, 5), torch.randn(3)
