@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .spec import MAX_RANK, ConvSpec, autocasts, is_channels_last, norm_dtype
+from .spec import MAX_RANK, ConvSpec, autocasts, norm_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 ACTIVATIONS = (None, "relu")
@@ -158,11 +158,9 @@ def _batched(rank: int, input: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
         if input.dim() == 2:
             return input, None
         return input.reshape(math.prod(input.shape[:-1]), input.shape[-1]), tuple(input.shape[:-1])
-    input, leading = (input.unsqueeze(0), ()) if input.dim() == rank + 1 else (input, None)
-    if input.shape[0] == 1 and not (input.is_contiguous() or is_channels_last(input)):
-        # of one image, permuted and in fp64, PyTorch 2.13's grouped convolution has wrong gradients of the weight
-        input = input.contiguous()
-    return input, leading
+    if input.dim() == rank + 1:
+        return input.unsqueeze(0), ()
+    return input, None
 
 
 def _check_channels(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:

@@ -10,14 +10,16 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
 from . import ops, reference
-from .spec import ConvSpec, seen_pixels, without_autocast
+from .spec import ConvSpec, seen_pixels, settled, without_autocast
 
 
 def compact_conv(
     input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, spec: ConvSpec, backend: str
 ) -> Tensor:
     """A compact convolution by a backend with kernels; arguments are checked already."""
-    if backend != "cpu":  # which skips pixels itself
+    if backend == "cpu":  # which skips pixels itself, and has ATen's convolution
+        input = settled(input)
+    else:
         input, spec = seen_pixels(input, tuple(weight.shape[2:]), spec)
     if not _differentiates():
         with without_autocast(input.device.type):

@@ -41,11 +41,8 @@ class _Compact(nn.Module):
             backends.get(backend)
         self.initial_alpha = float(alpha)
         self.delta, self.activation, self.backend = delta, activation, backend
-        self._make_alpha(learn_alpha)
-
-    def _make_alpha(self, learn: bool) -> None:
         scale = torch.full((), self.initial_alpha, device=self.weight.device, dtype=self.weight.dtype)
-        self._set_alpha(nn.Parameter(scale) if learn else scale)
+        self._set_alpha(nn.Parameter(scale) if learn_alpha else scale)
 
     def _set_alpha(self, alpha: Tensor) -> None:
         if isinstance(alpha, nn.Parameter):

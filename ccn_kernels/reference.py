@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .arguments import Call, resolve
-from .spec import ConvSpec, memory_format, norm_dtype, seen_pixels, without_autocast
+from .spec import ConvSpec, memory_format, norm_dtype, seen_pixels, settled, without_autocast
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -58,6 +58,7 @@ def branches(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output [N, O, *out], quotient u / d (the same shape, at least fp32 for fp16) and norm [N, groups, *out]."""
     input, spec = seen_pixels(input, tuple(weight.shape[2:]), spec)
+    input = settled(input)
     norm = patch_norm(input, tuple(weight.shape[2:]), spec)
     # fp16 products overflow where the quotient would not
     compute = torch.float32 if input.dtype == torch.float16 else input.dtype

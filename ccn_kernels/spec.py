@@ -62,6 +62,15 @@ def seen_pixels(input: Tensor, kernel_size: tuple[int, ...], spec: ConvSpec) -> 
     return seen, spec._replace(stride=ones)
 
 
+def settled(input: Tensor) -> Tensor:
+    """One image that is a permuted view is copied, before ATen convolves it on a CPU.
+
+    Of such an image, in fp64 and under groups, PyTorch 2.13's gradient of the weight is wrong.
+    """
+    ambiguous = input.dim() > 2 and input.shape[0] == 1 and not (input.is_contiguous() or is_channels_last(input))
+    return input.contiguous() if ambiguous else input
+
+
 def fp32_precision(spec: ConvSpec) -> str:
     """How a GPU multiplies fp32, "tf32" or "ieee": as set for convolutions, for a linear layer as for products."""
     settings = torch.backends.cuda.matmul if spec.rank == 0 else torch.backends.cudnn.conv  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""to_compact: what it replaces, what it leaves and why; calibrate: the alphas it sets."""
+"""to_compact: what it replaces, what it leaves and why."""
 
 import copy
 import functools
@@ -8,31 +8,15 @@ import threading
 import oracle
 import pytest
 import torch
+from nets import NAMES, Net
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
 from transformers.pytorch_utils import Conv1D
 
 from ccn_kernels import CompactConv1d, CompactConv2d, CompactConv3d, CompactLinear
-from ccn_kernels.convert import calibrate, compact_layers, shardable, to_compact
+from ccn_kernels.convert import compact_layers, to_compact
 from ccn_kernels.functional import compact_linear
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2, padding_mode="reflect", padding=1)
-        )
-        self.norm = nn.BatchNorm2d(8)
-        self.head = nn.ModuleDict({"hidden": nn.Linear(8, 6), "out": nn.Linear(6, 4, bias=False)})
-
-    def forward(self, x):
-        x = self.norm(self.features(x)).relu().mean((2, 3))
-        return self.head["out"](self.head["hidden"](x).relu())
-
-
-NAMES = ["features.0", "features.2", "head.hidden", "head.out"]
 
 
 def compact_names(model):
@@ -427,128 +411,3 @@ def test_the_report_is_logged_and_printed(caplog):
     for part in ("converted 3 layers", *NAMES[:3], "kept head.out: `skip` names it"):
         assert part in text
     assert "none" in str(to_compact(nn.ReLU()).ccn_report)
-
-
-def test_calibration_sets_alpha_to_the_mean_of_the_divisors_layer_by_layer():
-    model = to_compact(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2)))
-    x = torch.randn(5, 3, 9, 9)
-    assert calibrate(model, x) is model
-    first = oracle.patch_norms(x, (3, 3), stride=2, padding=1).mean() + 0.01
-    torch.testing.assert_close(model[0].alpha.detach(), first.float())
-    inner = model[:2](x)  # with the alpha just set: front to back
-    second = oracle.patch_norms(inner, (3, 3), groups=2).mean() + 0.01
-    torch.testing.assert_close(model[2].alpha.detach(), second.float())
-
-
-@pytest.mark.parametrize("learn", [True, False])
-def test_calibration_brings_the_outputs_near_the_originals(learn):
-    original, x = Net().eval(), torch.rand(8, 3, 12, 12) + 0.5
-    model = to_compact(original, learn_alpha=learn)
-    before = (model(x) - original(x)).norm() / original(x).norm()
-    after = (calibrate(model, x)(x) - original(x)).norm() / original(x).norm()
-    assert after < 0.35 < before
-
-
-def test_calibration_leaves_no_trace_but_the_alphas():
-    model = to_compact(Net(), delta=0.5)
-    model.norm.eval()
-    before = copy.deepcopy(model.state_dict())
-    modes = [module.training for module in model.modules()]
-    calibrate(model, torch.randn(4, 3, 8, 8))
-    assert [module.training for module in model.modules()] == modes
-    assert not any(module._forward_pre_hooks for module in model.modules())
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]) != name.endswith("alpha"), name
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
-
-
-def test_calibration_cleans_up_after_a_model_that_raises():
-    model = to_compact(Net())
-    with pytest.raises(RuntimeError):
-        calibrate(model, torch.randn(4, 5, 8, 8))
-    assert model.training
-    assert not any(module._forward_pre_hooks for module in model.modules())
-
-
-class ByKeyword(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = CompactLinear(4, 2)
-
-    def forward(self, x):
-        return self.layer(input=x)
-
-
-def test_calibration_follows_layers_that_are_called_by_keyword():
-    model, x = ByKeyword(), torch.randn(3, 4)
-    calibrate(model, x)
-    torch.testing.assert_close(model.layer.alpha.detach(), x.norm(dim=1).mean() + 0.01)
-
-
-@pytest.mark.parametrize("mode", ["zeros", "circular"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-def test_calibration_in_other_dtypes_and_padding_modes(mode, dtype):
-    layer = CompactConv2d(3, 4, 3, padding=1, padding_mode=mode).to(dtype)
-    x = torch.randn(2, 3, 6, 6).to(dtype)
-    calibrate(layer, x)
-    want = oracle.patch_norms(x, (3, 3), padding=1, padding_mode=mode).mean() + 0.01
-    torch.testing.assert_close(layer.alpha.detach(), want.to(dtype))
-
-
-def test_shardable_alphas_have_an_axis_and_compute_the_same():
-    model, x = to_compact(Net(), alpha=2.0), torch.randn(2, 3, 6, 6)
-    shaped = copy.deepcopy(model)
-    assert shardable(shaped) is shaped
-    assert [layer.alpha.shape for layer in compact_layers(shaped)] == [(1,)] * 4
-    outputs, gradients = [], []
-    for one in (model, shaped, copy.deepcopy(shaped)):
-        outputs.append(one(x))
-        gradients.append([part.flatten() for part in torch.autograd.grad(outputs[-1].sum(), list(one.parameters()))])
-    torch.testing.assert_close(outputs[1:], outputs[:1] * 2, rtol=0, atol=0)
-    torch.testing.assert_close(gradients[1:], gradients[:1] * 2, rtol=0, atol=0)
-    assert torch.equal(shaped.features[0].input_norm(x), model.features[0].input_norm(x))
-    assert repr(shaped) == repr(model)
-
-
-def test_shardable_twice_changes_nothing_more():
-    model = shardable(to_compact(Net()))
-    learned = list(model.parameters())
-    assert [id(part) for part in shardable(model).parameters()] == list(map(id, learned))
-
-
-def test_shardable_keeps_what_is_shared_frozen_or_not_learned():
-    model = nn.ModuleList([CompactLinear(4, 4), CompactConv2d(4, 4, 1), CompactLinear(4, 4, learn_alpha=False)])
-    model[1].alpha = model[0].alpha
-    model[1].alpha.requires_grad_(False)
-    shardable(model)
-    assert model[0].alpha is model[1].alpha
-    assert not model[0].alpha.requires_grad
-    assert model[2].alpha.shape == ()
-
-
-@pytest.mark.parametrize("assign", [False, True])
-def test_states_load_into_shardable_models_and_back(assign):
-    saved, x = to_compact(Net(), alpha=3.0).eval(), torch.randn(2, 3, 6, 6)
-    shaped, plain = shardable(to_compact(Net())).eval(), to_compact(Net()).eval()
-    shaped.load_state_dict(saved.state_dict(), assign=assign)
-    plain.load_state_dict(shaped.state_dict(), assign=assign)
-    assert [model.features[0].alpha.shape for model in (shaped, plain)] == [(1,), ()]
-    assert torch.equal(shaped(x), saved(x))
-    assert torch.equal(plain(x), saved(x))
-
-
-def test_shardable_models_are_calibrated_as_others_are():
-    model, x = to_compact(Net()), torch.randn(4, 3, 9, 9)
-    shaped = calibrate(shardable(copy.deepcopy(model)), x)
-    assert shaped.features[0].alpha.shape == (1,)
-    calibrate(model, x)
-    for one, two in zip(compact_layers(shaped), compact_layers(model), strict=True):
-        torch.testing.assert_close(one.alpha[0], two.alpha)
-
-
-def test_shardable_keeps_its_axis_when_a_plain_state_fills_in_the_meta_device():
-    plain = Net()
-    with torch.device("meta"):
-        model = shardable(to_compact(Net(), alpha=2.0))
-    model.load_state_dict(plain.state_dict(), assign=True)
-    assert [layer.alpha.tolist() for layer in compact_layers(model)] == [[2.0]] * 4

@@ -31,7 +31,6 @@ from .launch import (
 )
 
 TOP = 2.0**14  # what the largest |e| in fp16 is scaled to: sums of it are fp32
-LARGEST_HALF = 65504.0
 REDUCED = 1024  # weights a program of the reduction takes
 
 
@@ -141,7 +140,7 @@ class Backward:
         """The largest |e| whose sums with an input channel's weights, as cuDNN narrows them, are fp16 at any sign."""
         axes = (1, *range(3, 3 + self.problem.spec.rank))
         by_group = self.problem.weight.float().abs().unflatten(0, (self.geometry.groups, -1))  # [groups, O, C, *kernel]
-        return LARGEST_HALF / by_group.sum(axes).amax()
+        return torch.finfo(torch.float16).max / by_group.sum(axes).amax()
 
     def _errors(self) -> Operand:
         """Uninitialised e, laid out as the kernels that will read it need it."""

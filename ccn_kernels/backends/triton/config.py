@@ -156,13 +156,12 @@ def _size_reason(tile: Tile) -> str | None:
 
 
 def _hybrid_reason(tile: Tile, request: Request, device: Device) -> str | None:
-    if request.dtype == "float16" and request.kind == "forward":
-        return "the product overflows fp16 before it is divided"
-    if (
-        request.dtype == "float16" and request.kind == "wgrad"
-    ):  # of inputs of 1e-6 little would be left, of 1e4 too much
-        return "the sum is narrowed to fp16 before alpha's gradient is made of it"
-    return None
+    if request.dtype != "float16":
+        return None
+    return {  # of inputs of 1e-6 little would be left by wgrad, of 1e4 too much
+        "forward": "the product overflows fp16 before it is divided",
+        "wgrad": "the sum is narrowed to fp16 before alpha's gradient is made of it",
+    }.get(request.kind)
 
 
 def _depthwise_reason(tile: Tile, request: Request, device: Device) -> str | None:
