@@ -156,12 +156,15 @@ def _run(call: Call, backend: str | None) -> Tensor:
 
 
 def _transformed() -> bool:
-    """Whether a tangent may be asked for, or a compiler sees a transform of torch.func.
+    """Whether a tangent may be asked for, a compiler sees a transform of torch.func, or the program becomes ONNX.
 
-    Such a compiler tells a Function that no gradient is needed of it.
+    Such a compiler tells a Function that no gradient is needed of it; ONNX knows ATen's operators alone.
     """
-    compiled = torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    return compiled or forward_ad._current_level >= 0
+    if forward_ad._current_level >= 0:
+        return True
+    if not torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.onnx.is_in_onnx_export()
 
 
 def _wraps(tensor: Tensor | None) -> bool:

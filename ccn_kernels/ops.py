@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._decomp import register_decomposition
 
 from . import backends, reference
 from .spec import ConvSpec, memory_format, norm_dtype, output_size, seen_pixels
@@ -165,9 +164,6 @@ def register_autograd(setup_context: Callable, backward: Callable) -> None:
     torch.library.register_autograd("ccn::compact_conv", gradients, setup_context=setup, lib=_library)
 
 
-# torch.onnx decomposes what stands in this table. Where a size is symbolic, fake tensors prefer it to a fake, unless
-# there is a "meta" as well.
-@register_decomposition(torch.ops.ccn.compact_conv.default)
 def _decomposed(input, weight, bias, alpha, stride, padding, dilation, groups, delta, relu, save_quotient, backend):
     seen, spec = seen_pixels(input, tuple(weight.shape[2:]), _spec(stride, padding, dilation, groups, delta, relu))
     if seen is not input:  # the strides of a view bind the sizes of an exported program to one another
@@ -176,13 +172,11 @@ def _decomposed(input, weight, bias, alpha, stride, padding, dilation, groups, d
     return output, quotient.to(input.dtype) if save_quotient else input.new_empty(0), norm
 
 
-register_decomposition(torch.ops.ccn.compact_conv.default, type="meta")(_forward_fake)
-
-
 def decompositions() -> dict:
     """For ``torch.export.ExportedProgram.run_decompositions``: leaves ATen's operators alone in an exported model.
 
-    Such a program (an AOTInductor package made of it, say) runs where this package is not installed.
+    Such a program (an AOTInductor package made of it, say, or an ONNX file) runs where this package is not installed.
+    They are in none of PyTorch's own tables: Inductor refuses operators that are, where the variable CI is set.
     """
     return {**torch.export.default_decompositions(), torch.ops.ccn.compact_conv.default: _decomposed}
 

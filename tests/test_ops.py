@@ -207,18 +207,3 @@ def test_the_python_wrappers_call_the_operators(kernels):
     found = ops.compact_conv_backward(problem.grad, *problem.operands, *saved, spec, [True] * 4, kernels)
     expected = BACKWARD(problem.grad, *problem.operands, *saved, *flat, [True] * 4, kernels)
     assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
-
-
-def test_symbolic_sizes_are_asked_of_the_fake_and_not_of_the_decomposition(kernels, monkeypatch):
-    """What is compiled asserts the strides that were promised: they are the kernels', not those of ATen's operators."""
-    problem, *_ = arguments(kernels, padding=1)
-
-    def decomposed(*_):
-        raise AssertionError("decomposed")
-
-    def call(x):
-        return problems.PUBLIC[2](x, *problem.operands[1:], padding=1, backend=kernels)
-
-    monkeypatch.setattr(ops.reference, "branches", decomposed)
-    compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
-    torch.testing.assert_close(compiled(problem.input), call(problem.input))

@@ -29,7 +29,7 @@ class Request(NamedTuple):
     device: str
     dtype: torch.dtype
     rank: int
-    transformed: bool = False  # whether by forward-mode derivatives, or by torch.func where that is compiled
+    transformed: bool = False  # by forward-mode derivatives, by torch.func where that is compiled, or into ONNX
     wrapped: bool = False  # whether a tensor is a subclass that wraps others, as DTensor does
 
 
@@ -53,7 +53,7 @@ def rejection(name: str, request: Request) -> str | None:
 
 def _rejection(backend: ModuleType, request: Request) -> str | None:
     if backend is not reference and request.transformed:
-        return "forward-mode derivatives (jvp), and compiled transforms of torch.func, are the reference's alone"
+        return "forward-mode derivatives (jvp), compiled transforms of torch.func and ONNX are the reference's alone"
     if backend is not reference and request.wrapped:
         return "a tensor is of a subclass that knows PyTorch's own operators alone"
     return backend.unavailable() or backend.unsupported(request)

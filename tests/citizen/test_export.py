@@ -93,15 +93,26 @@ def test_dynamic_images(kind):
             torch.testing.assert_close(each.module()(x), model(x))
 
 
-@pytest.mark.behaviour(SECTION, "ONNX: `torch.onnx.export`, run by onnxruntime")
-def test_onnx(network, tmp_path):
-    network.eval()
-    batch = torch.export.Dim("batch")
-    path = tmp_path / "network.onnx"
-    torch.onnx.export(network, (images(4),), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+def assert_onnx_runs_like(network, path):
     session, x = onnxruntime.InferenceSession(path), images(7)
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), network(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.behaviour(SECTION, "ONNX: `torch.onnx.export`, run by onnxruntime")
+def test_onnx(network, tmp_path):
+    batch, path = torch.export.Dim("batch"), tmp_path / "network.onnx"
+    torch.onnx.export(network.eval(), (images(4),), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+    assert_onnx_runs_like(network, path)
+
+
+@pytest.mark.behaviour(SECTION, "ONNX: `torch.onnx.export` of a `torch.export`ed program",
+                       ours="works; decomposed by `ops.decompositions()`")  # fmt: skip
+def test_onnx_of_a_program(exported, tmp_path):
+    network, program = exported
+    path = tmp_path / "network.onnx"
+    torch.onnx.export(program.run_decompositions(ops.decompositions()), f=path, dynamo=True, verbose=False)
+    assert_onnx_runs_like(network, path)
 
 
 @pytest.mark.behaviour(SECTION, "AOTInductor: `aoti_compile_and_package`, loaded and run",
