@@ -56,9 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_layer(tune)
     tune.set_defaults(run=_tune)
 
-    from .bench import command  # an extra, but this part of it imports nothing
+    from .bench import command as bench  # extras, but these parts of them import nothing
+    from .robustness import command as robustness
 
-    command.add_parser(commands)
+    bench.add_parser(commands)
+    robustness.add_parsers(commands)
 
     demo = commands.add_parser("demo", help="train plain and compact networks on digits, attack both, compare speed")
     demo.add_argument(

@@ -29,7 +29,12 @@ def label_smoothing(variant: str, num_classes: int = 10) -> float:
 
 
 def paper_mnist_cnn(
-    variant: str = "sm", *, compact_layer: str | None = None, padding: str = "valid", dropout: float = 0.0
+    variant: str = "sm",
+    *,
+    compact_layer: str | None = None,
+    padding: str = "valid",
+    dropout: float = 0.0,
+    embedding: int | None = None,
 ) -> nn.Sequential:
     """The MNIST network of table 10: images [N, 1, 28, 28] in [0, 1] to logits [N, 10].
 
@@ -38,26 +43,39 @@ def paper_mnist_cnn(
         compact_layer: "conv1" to "conv4" or "fc1" to "fc3": a compact layer in that one place (table 13).
         padding: "valid" or "same" for the convolutions; the paper does not say which.
         dropout: rate after fc1; 0.5 in the networks that this one descends from.
+        embedding: features that fc2 gives, for figure 2; they have no ReLU then. None for the 200 of table 10.
     """
     if padding not in ("valid", "same"):
         raise ValueError(f"padding must be 'valid' or 'same', got {padding!r}")
     features = 1024 if padding == "valid" else 3136
-    return _network(
-        variant, compact_layer, (32, 32, _POOL, 64, 64, _POOL), 1, features, (200, 200, 10), padding, dropout
-    )
+    plan, widths = (32, 32, _POOL, 64, 64, _POOL), (200, embedding or 200, 10)
+    network = _network(variant, compact_layer, plan, 1, features, widths, padding, dropout)
+    return network if embedding is None else _without_relu(network, "fc2")
 
 
 def vgg11(
-    variant: str = "sm", num_classes: int = 10, in_channels: int = 3, *, compact_layer: str | None = None
+    variant: str = "sm",
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    compact_layer: str | None = None,
+    image_size: int = 32,
+    width: float = 1.0,
 ) -> nn.Sequential:
-    """The CIFAR-10 network of table 10: images [N, in_channels, 32, 32] in [0, 1] to logits [N, num_classes].
+    """The CIFAR-10 network of table 10: images [N, in_channels, S, S] in [0, 1] to logits [N, num_classes].
 
     Args:
         variant: one of ``VARIANTS``.
         compact_layer: "conv1" to "conv8" or "fc1" to "fc3": a compact layer in that one place.
+        image_size: S, at least 16.
+        width: the share of table 10's channels and units.
     """
-    plan = (64, 128, _POOL, 256, 256, _POOL, 512, 512, _POOL, 512, 512, _POOL)
-    return _network(variant, compact_layer, plan, in_channels, 2048, (512, 512, num_classes), "same", 0.0)
+    if image_size < 16:
+        raise ValueError(f"image_size must be at least 16, got {image_size}")
+    c64, c128, c256, c512 = (max(1, round(width * channels)) for channels in (64, 128, 256, 512))
+    plan = (c64, c128, _POOL, c256, c256, _POOL, c512, c512, _POOL, c512, c512, _POOL)
+    features, widths = c512 * (image_size // 16) ** 2, (c512, c512, num_classes)
+    return _network(variant, compact_layer, plan, in_channels, features, widths, "same", 0.0)
 
 
 def _network(
@@ -92,6 +110,13 @@ def _network(
             net["dropout"] = nn.Dropout(dropout)
         features = width
     return _initialise(nn.Sequential(net))
+
+
+def _without_relu(net: nn.Sequential, name: str) -> nn.Sequential:
+    layer = net.get_submodule(name)
+    if isinstance(layer, CompactLinear):
+        layer.activation = None
+    return nn.Sequential(OrderedDict(child for child in net.named_children() if child[0] != f"{name}_relu"))
 
 
 def _compact_names(variant: str, compact_layer: str | None, names: list[str]) -> set[str]:

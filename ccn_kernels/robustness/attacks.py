@@ -1,73 +1,135 @@
-"""White-box attacks by Foolbox. An image that is wrong before the attack stays an error, whatever the attack does."""
+"""Attacks, by Foolbox where it has them. Each is a value with settings; called on a batch, it says what became of it.
+
+Models take images in [0, 1] and return logits; what an attack makes of an image stays in [0, 1].
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox imports GitPython, which wants a git program
 import foolbox
 
-PGD_STEPS = 20
+from .deepfool2018 import ClippedDeepFool
+
+Outcome = dict[str, Tensor]  # each [N, ...]
 
 
-class AttackResult(NamedTuple):
-    """Accuracy in percent for each epsilon, and what share of images had an input gradient of exactly zero."""
+class Attack(Protocol):
+    """``outcome["fooled"]`` is [N, epsilons] for attacks of a given size, [N] for those that look for the smallest."""
 
-    accuracy: dict[float, float]
-    zero_gradients: float
+    name: ClassVar[str]
+    batch_size: int
 
-
-def fgsm() -> foolbox.attacks.base.Attack:
-    """The fast gradient sign method (Goodfellow et al., 2015)."""
-    return foolbox.attacks.FGSM()
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome: ...
 
 
-def pgd(steps: int = PGD_STEPS) -> foolbox.attacks.base.Attack:
+@dataclass(frozen=True)
+class FGSM:
+    """The fast gradient sign method (Goodfellow et al., 2015); epsilons are L-infinity radii."""
+
+    epsilons: tuple[float, ...]
+    batch_size: int = 250
+    name: ClassVar[str] = "fgsm"
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
+        _, fooled = _foolbox(foolbox.attacks.FGSM(), model, images, labels, list(self.epsilons))
+        return {"fooled": fooled.T}
+
+
+@dataclass(frozen=True)
+class PGD:
     """L-infinity projected gradient descent from a random start (Madry et al., 2018)."""
-    return foolbox.attacks.LinfPGD(steps=steps, rel_stepsize=2.5 / steps)
+
+    epsilons: tuple[float, ...]
+    steps: int = 20
+    batch_size: int = 250
+    name: ClassVar[str] = "pgd"
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
+        attack = foolbox.attacks.LinfPGD(steps=self.steps, rel_stepsize=2.5 / self.steps)
+        _, fooled = _foolbox(attack, model, images, labels, list(self.epsilons))
+        return {"fooled": fooled.T}
 
 
-def accuracy_under(
-    attack: foolbox.attacks.base.Attack,
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    epsilons: Sequence[float],
-    *,
-    batch_size: int = 250,
-    title: str = "attack",
-) -> AttackResult:
-    """Accuracy of ``model`` under an attack, for each epsilon (L-infinity radius; images are in [0, 1])."""
-    target = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
-    right = torch.zeros(len(epsilons), dtype=torch.long)
-    zero = 0
-    pairs = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
-    for x, y in tqdm(pairs, desc=title, unit="batch", leave=False):
-        before = predictions(model, x) == y
-        _, _, success = attack(target, x, y, epsilons=list(epsilons))  # [epsilons, N]
-        right += (before & ~success).sum(1)
-        zero += int(_gradient_is_zero(model, x, y).sum())
-    percent = {epsilon: 100 * count / len(labels) for epsilon, count in zip(epsilons, right.tolist(), strict=True)}
-    return AttackResult(percent, zero / len(labels))
+@dataclass(frozen=True)
+class DeepFool:
+    """DeepFool in L2 (Moosavi-Dezfooli et al., 2016), and the residue ratio ``||x' - x|| / ||x||`` of equation 8.
+
+    Args:
+        form: "today", or "2018": clipped to [0, 1] after every step, which stalls at the border of the box.
+    """
+
+    form: str = "today"
+    steps: int = 50
+    batch_size: int = 100
+    name: ClassVar[str] = "deepfool"
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
+        if self.form == "2018":
+            attack = ClippedDeepFool(steps=2 * self.steps, overshoot=0.05)  # the numbers of its time
+        else:
+            attack = foolbox.attacks.L2DeepFoolAttack(steps=self.steps, loss="logits")
+        attacked, fooled = _foolbox(attack, model, images, labels, None)
+        return {"fooled": fooled, "ratio": _norm(attacked - images) / _norm(images)}
+
+
+@dataclass(frozen=True)
+class CarliniWagner:
+    """Carlini and Wagner's L2 attack with the paper's settings: towards the class of the second highest logit, kappa 0."""
+
+    steps: int = 1000
+    search_steps: int = 6
+    stepsize: float = 1e-2
+    initial_const: float = 0.1
+    batch_size: int = 100
+    name: ClassVar[str] = "cw"
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
+        with torch.no_grad():
+            logits = model(images)
+        right, target = logits.argmax(1) == labels, logits.topk(2).indices[:, 1]
+        fooled, distance = torch.zeros_like(right), images.new_zeros(len(images))
+        if right.any():
+            attack = foolbox.attacks.L2CarliniWagnerAttack(
+                binary_search_steps=self.search_steps,
+                steps=self.steps,
+                stepsize=self.stepsize,
+                confidence=0,
+                initial_const=self.initial_const,
+            )
+            criterion = foolbox.criteria.TargetedMisclassification(target[right])
+            attacked, success = _foolbox(attack, model, images[right], criterion, None)
+            black = attacked.flatten(1).amax(1) == 0  # what foolbox returns where it found nothing
+            fooled[right], distance[right] = success & ~black, _norm(attacked - images[right])
+        return {"fooled": fooled, "distance": distance}
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """FGSM's images for another network (tables 6 to 8)."""
+
+    source: nn.Module = field(repr=False, compare=False)
+    digest: str  # of its weights
+    epsilons: tuple[float, ...]
+    batch_size: int = 250
+    name: ClassVar[str] = "transfer"
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
+        crafted, _ = _foolbox(foolbox.attacks.FGSM(), self.source, images, labels, list(self.epsilons))
+        fooled = [predictions(model, attacked) != labels for attacked in crafted]
+        agrees = predictions(self.source, images) == predictions(model, images)
+        return {"fooled": torch.stack(fooled, dim=1), "agrees": agrees}
 
 
 def adversarial_images(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-    """FGSM's images [N, C, H, W] at one epsilon, in [0, 1]."""
-    target = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
-    return fgsm()(target, images, labels, epsilons=epsilon)[1]
-
-
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
-    """Share of images, in percent, that the model gets right."""
-    hits = [predictions(model, x) == y for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)]
-    return 100 * torch.cat(hits).float().mean().item()
+    """FGSM's images [N, C, H, W] at one epsilon."""
+    return _foolbox(foolbox.attacks.FGSM(), model, images, labels, epsilon)[0]
 
 
 def predictions(model: nn.Module, images: Tensor) -> Tensor:
@@ -76,9 +138,14 @@ def predictions(model: nn.Module, images: Tensor) -> Tensor:
         return model(images).argmax(1)
 
 
-def _gradient_is_zero(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """For each image, whether the loss's gradient there is exactly zero: a sign attack then does nothing. [N]"""
-    images = images.clone().requires_grad_()
-    loss = F.cross_entropy(model(images), labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, images)
-    return gradient.flatten(1).abs().amax(1) == 0
+def _foolbox(attack: Any, model: nn.Module, images: Tensor, criterion: Any, epsilons: Any) -> tuple[Any, Tensor]:
+    target = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
+    _, attacked, fooled = attack(target, images, criterion, epsilons=epsilons)
+    for each in attacked if isinstance(attacked, list) else [attacked]:
+        if not (each.min() >= 0 and each.max() <= 1):
+            raise RuntimeError(f"{attack} left [0, 1]: its images lie in [{each.min():g}, {each.max():g}]")
+    return attacked, fooled
+
+
+def _norm(images: Tensor) -> Tensor:
+    return images.flatten(1).norm(dim=1)

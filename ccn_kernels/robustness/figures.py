@@ -1,50 +1,153 @@
-"""Pictures, by matplotlib, without a screen."""
+"""Pictures, by matplotlib, without a screen. Colours are Okabe and Ito's: they stay apart for every kind of eye."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..files import write
 
 matplotlib.use("agg")
-COLORS = {"SM": "#7f7f7f", "CCN": "#1f77b4", "CCN+LS": "#d62728"}
+
+# method: colour, marker
+STYLES = {
+    "SM": ("#000000", "o"),
+    "LS": ("#E69F00", "s"),
+    "BReLU": ("#009E73", "^"),
+    "L2SM": ("#56B4E9", "D"),
+    "CCN": ("#0072B2", "v"),
+    "CCN+LS": ("#D55E00", "P"),
+    "BN": ("#CC79A7", "X"),
+    "LRN": ("#999999", "*"),
+}
+CLASSES = (*(color for color, _ in STYLES.values()), "#F0E442", "#882255")  # ten
+WRONG, RIGHT = "#D55E00", "#0072B2"
+DPI = 150
 
 
-def demo_figure(path: Path, title: str, curves: dict[str, dict[str, Any]], digits: dict[str, tuple[Tensor, list[str]]],
-                epsilon: float) -> None:  # fmt: skip
-    """Accuracy against epsilon for each network, and beneath it each network's adversarial digits.
+def save(figure: Figure, path: Path) -> Path:
+    write(path, lambda temporary: figure.savefig(temporary, dpi=DPI))
+    return path
+
+
+def samples(path: Path, title: str, rows: Mapping[str, tuple[Tensor, Sequence[str]]]) -> Path:
+    """Images by row, each with a caption "true→predicted": figure 1.
 
     Args:
-        curves: per network: "clean", in percent, and "fgsm" and "pgd", each {epsilon: accuracy in percent}.
-        digits: per network: images [N, 1, H, W] and a caption for each.
-        epsilon: that of the images.
+        rows: per row: images [N, C, H, W] in [0, 1] and a caption for each.
     """
-    count = len(next(iter(digits.values()))[1])
-    figure = Figure(figsize=(9, 8.2), layout="constrained")
-    upper, lower = list(figure.subfigures(2, 1, squeeze=False, height_ratios=[1.15, 1]).flat)
-    _plot_curves(upper.subplots(), title, curves)
-    lower.suptitle(f"FGSM at ε = {epsilon:g} against each network: what it now sees (true → predicted)", fontsize=11)
-    grid = lower.subplots(len(digits), count)
-    for row, (name, (images, captions)) in zip(grid, digits.items(), strict=True):
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11, color=COLORS[name])
-        for axis, image, caption in zip(row, images, captions, strict=True):
-            axis.imshow(image[0], cmap="gray", vmin=0, vmax=1)
-            wrong = caption[0] != caption[-1]
-            axis.set_title(caption, fontsize=9, color="#d62728" if wrong else "#2ca02c", pad=2)
+    count = len(next(iter(rows.values()))[1])
+    figure = Figure(figsize=(0.9 * count + 1.2, 1.15 * len(rows) + 0.5), layout="constrained")
+    figure.suptitle(title)
+    draw_samples(figure, rows)
+    return save(figure, path)
+
+
+def draw_samples(figure: Any, rows: Mapping[str, tuple[Tensor, Sequence[str]]]) -> None:
+    count = len(next(iter(rows.values()))[1])
+    grid = figure.subplots(len(rows), count, squeeze=False)
+    for axes, (name, (images, captions)) in zip(grid, rows.items(), strict=True):
+        axes[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+        for axis, image, caption in zip(axes, images.cpu(), captions, strict=True):
+            axis.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            true, _, seen = caption.partition("→")
+            axis.set_title(caption, fontsize=8, color=RIGHT if true == seen else WRONG, pad=2)
             axis.set(xticks=[], yticks=[])
-    write(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 
-def _plot_curves(axis: Any, title: str, curves: dict[str, dict[str, Any]]) -> None:
-    for name, attacks in curves.items():
-        for attack, style, label in (("fgsm", "o-", f"{name}, FGSM"), ("pgd", "x:", f"{name}, PGD")):
-            points = sorted({0.0: attacks["clean"], **attacks[attack]}.items())
-            axis.plot(*zip(*points, strict=True), style, color=COLORS[name], label=label)
-    axis.set(xlabel="ε (L∞ radius, images in [0, 1])", ylabel="accuracy under attack, %", ylim=(-2, 102), title=title)
-    axis.grid(alpha=0.3)
-    axis.legend(ncols=3, fontsize=9)
+def scatter(path: Path, title: str, panels: Mapping[tuple[str, str], np.ndarray], labels: np.ndarray) -> Path:
+    """Points in the plane, coloured by class, in a grid of (row, column) panels: figures 2 and 5.
+
+    Args:
+        panels: (row, column): points [N, 2].
+        labels: classes [N], ten at most.
+    """
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
+    figure = Figure(figsize=(3.6 * len(columns) + 0.8, 3.4 * len(rows) + 0.6), layout="constrained")
+    figure.suptitle(title)
+    for axis, ((row, column), points) in zip(figure.subplots(len(rows), len(columns), squeeze=False).flat,
+                                             panels.items(), strict=True):  # fmt: skip
+        for label in np.unique(labels):
+            chosen = points[labels == label]
+            axis.scatter(*chosen.T, s=4, color=CLASSES[label], label=str(label), linewidths=0)
+        axis.set(title=", ".join(filter(None, (row, column))), xticks=[], yticks=[])
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, title="class", loc="outside right center", markerscale=4)
+    return save(figure, path)
+
+
+def spectra(path: Path, title: str, panels: Mapping[str, Mapping[str, np.ndarray]]) -> Path:
+    """Singular values, each as a share of the largest, in a panel a layer with a line a method: figure 6."""
+    figure = Figure(figsize=(4 * len(panels), 3.8), layout="constrained")
+    figure.suptitle(title)
+    for axis, (layer, lines) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        for name, values in lines.items():
+            color, marker = STYLES[name]
+            axis.semilogy(np.arange(1, len(values) + 1), values / values[0], color=color, marker=marker, markevery=7,
+                          markersize=4, label=name)  # fmt: skip
+        axis.set(title=layer, xlabel="index", ylabel="singular value / the largest")
+        axis.grid(alpha=0.3)
+    axis.legend()
+    return save(figure, path)
+
+
+def curves(path: Path, title: str, panels: Mapping[str, Any]) -> Path:
+    """A panel a data set: lines against a setting, ours solid and the paper's dashed.
+
+    Args:
+        panels: per data set: "x" and "y", the axes' labels, and "lines", {(row, whose): {x: y}}.
+    """
+    figure = Figure(figsize=(6.4 * len(panels), 4.6), layout="constrained")
+    figure.suptitle(title)
+    for axis, (name, panel) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        for (row, whose), line in panel["lines"].items():
+            color, marker = STYLES.get(row, ("#999999", "."))
+            style = {"ours": "-", "paper": ":"}[whose]
+            label = row if whose == "ours" else None
+            axis.plot(*zip(*sorted(line.items()), strict=True), style, color=color, marker=marker, markersize=5, label=label)
+        axis.plot([], [], ":", color="#555555", label="the paper's")
+        axis.set(title=name, xlabel=panel["x"], ylabel=panel["y"])
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=9)
+    return save(figure, path)
+
+
+def bars(path: Path, title: str, panels: Mapping[str, Any]) -> Path:
+    """A panel a data set: for each row a bar of ours and one of the paper's.
+
+    Args:
+        panels: per data set: "y", the axis's label, and "rows", {row: (ours, paper's or None)}.
+    """
+    figure = Figure(figsize=(6.4 * len(panels), 4.2), layout="constrained")
+    figure.suptitle(title)
+    for axis, (name, panel) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        places = np.arange(len(panel["rows"]))
+        ours, papers = zip(*panel["rows"].values(), strict=True)
+        axis.bar(places - 0.2, ours, 0.4, color="#0072B2", label="ours")
+        axis.bar(places + 0.2, [value or 0 for value in papers], 0.4, color="#E69F00", label="the paper's", hatch="//")
+        axis.set_xticks(places, list(panel["rows"]), rotation=30, ha="right")
+        axis.set(title=name, ylabel=panel["y"])
+        axis.grid(axis="y", alpha=0.3)
+        axis.legend(fontsize=9)
+    return save(figure, path)
+
+
+def matrix(path: Path, title: str, rows: Sequence[str], columns: Sequence[str], panels: Mapping[str, np.ndarray]) -> Path:
+    """Accuracies in percent as shades, tested on by row, crafted on by column: tables 7 and 8."""
+    figure = Figure(figsize=(5.4 * len(panels), 4.8), layout="constrained")
+    figure.suptitle(title)
+    for axis, (name, values) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        image = axis.imshow(values, cmap="cividis", vmin=0, vmax=100)
+        for (row, column), value in np.ndenumerate(values):
+            axis.text(column, row, f"{value:.0f}", ha="center", va="center", color="w" if value < 55 else "k")
+        axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+        axis.set_yticks(range(len(rows)), rows)
+        axis.set(title=name, xlabel="crafted on", ylabel="tested on")
+    figure.colorbar(image, ax=figure.axes, label="accuracy, %")
+    return save(figure, path)

@@ -1,0 +1,214 @@
+"""The commands ``ccn train``, ``attack``, ``table`` and ``figure``: their options, and what becomes of them."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..models import VARIANTS
+from .config import SCHEDULES, TrainConfig
+
+EXTRA = "this needs the extra, `pip install 'ccn-kernels[robustness]'`"
+ATTACKS = ("fgsm", "pgd", "deepfool", "deepfool_2018", "cw")
+HELP = {
+    "milestones": "shares of the training after which the learning rate falls",
+    "decay": "what it is multiplied by there",
+    "adversarial_epsilon": "train on FGSM's images of this radius too (table 4)",
+    "validation": "training images that are held out and judged after each epoch",
+    "bf16": "bfloat16 autocast in training",
+    "compile": "a mode of torch.compile; reduce-overhead brings CUDA graphs",
+}
+
+
+def add_parsers(commands: Any) -> None:
+    """Adds the four to ``ccn``; importing this module is light."""
+    train = commands.add_parser("train", help="train a network of the paper, in any variant")
+    train.add_argument("--dataset", choices=tuple(SCHEDULES), default="digits")
+    train.add_argument("--variant", choices=VARIANTS, default="ccn")
+    train.add_argument("--compact-layer", metavar="conv1|...|fc3", help="a compact layer in this one place (table 13)")
+    train.add_argument("--out", type=Path, metavar="DIR", help="default: runs/DATASET-VARIANT")
+    train.add_argument("--data", type=Path, metavar="DIR", help="where the data set's files lie")
+    _add_machine(train)
+    _add_schedule(train)
+    train.set_defaults(run=_with_extra(_train))
+
+    attack = commands.add_parser("attack", help="attack a trained network")
+    attack.add_argument("network", type=Path, metavar="DIR", help="what `ccn train` wrote")
+    attack.add_argument("--attack", choices=ATTACKS, default="fgsm")
+    attack.add_argument("--epsilons", type=_epsilon, nargs="+", metavar="E", help="L-infinity radii in [0, 1]; default: 0.1 to 0.4")
+    attack.add_argument("--crafted-on", type=Path, metavar="DIR", help="FGSM's images for another network (transfer)")
+    attack.add_argument("--images", type=_count, metavar="N", help="the first N test images; default: all")
+    attack.add_argument("--data", type=Path, metavar="DIR", help="where the data set's files lie")
+    attack.add_argument("--seed", type=int, default=0)
+    _add_machine(attack)
+    attack.set_defaults(run=_with_extra(_attack))
+
+    for name, numbers in (("table", "1 to 9, 11 to 13"), ("figure", "1, 2, 5, 6")):
+        parser = commands.add_parser(name, help=f"{name}s of the paper ({numbers}), trained and measured here")
+        parser.add_argument("number", metavar="N|all")
+        parser.add_argument("--scale", choices=("smoke", "small", "full"), default="smoke",
+                            help="smoke (default): scikit-learn's digits, a minute a table; small: 5 epochs, fewer "
+                                 "attacked images; full: as printed")  # fmt: skip
+        parser.add_argument("--datasets", nargs="+", choices=("mnist", "cifar10", "ilsvrc"), help="default: all that it has")
+        parser.add_argument("--data", type=Path, metavar="DIR", help="where MNIST's and CIFAR-10's files lie")
+        parser.add_argument("--images", type=Path, metavar="DIR", help="table 5's tree: train/CLASS/*, val/CLASS/*")
+        parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/paper-SCALE; what is there is kept")
+        _add_machine(parser)
+        _add_schedule(parser, but=("adversarial_epsilon",))
+        parser.set_defaults(run=_with_extra(_table if name == "table" else _figure))
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="default: the GPU where there is one")
+    group = parser.add_argument_group("trees of images")
+    group.add_argument("--image-size", type=_count, default=224, metavar="N")
+    group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode")
+    group.add_argument("--on-corrupt", choices=("raise", "skip"), default="raise")
+
+
+def _add_schedule(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
+    """An option for every setting of training; None leaves it as it is scheduled."""
+    group = parser.add_argument_group("training (defaults: the paper's for the data set)")
+    types = typing.get_type_hints(TrainConfig)
+    for field in fields(TrainConfig):
+        if field.name in but:
+            continue
+        flag, text = f"--{field.name.replace('_', '-')}", HELP.get(field.name)
+        kind = types[field.name]
+        if kind is bool:
+            group.add_argument(flag, action="store_const", const=True, help=text)
+        elif field.name == "milestones":
+            group.add_argument(flag, type=float, nargs="*", metavar="F", help=text)
+        else:
+            group.add_argument(flag, type=kind if kind in (int, float) else str, metavar=flag[2].upper(), help=text)
+
+
+def _epsilon(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie in [0, 1] (8/255 is 0.0314), got {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return value
+
+
+def _with_extra(command: Any) -> Any:
+    def run(args: argparse.Namespace) -> None:
+        try:
+            command(args)
+        except ModuleNotFoundError as error:
+            raise RuntimeError(f"{error}: {EXTRA}") from error
+
+    return run
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    found = {field.name: getattr(args, field.name, None) for field in fields(TrainConfig)}
+    if found["milestones"] is not None:
+        found["milestones"] = tuple(found["milestones"])
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _device(args: argparse.Namespace) -> str:
+    import torch
+
+    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _loading(args: argparse.Namespace) -> dict[str, Any]:
+    return {"image_size": args.image_size, "workers": args.workers, "on_corrupt": args.on_corrupt}
+
+
+def _dataset(name: str, args: argparse.Namespace) -> Any:
+    from . import data
+
+    return data.load(name, args.data, _device(args), **(_loading(args) if name == "folder" else {}))
+
+
+def _train(args: argparse.Namespace) -> None:
+    from .config import ARCHITECTURE_OF
+    from .runs import Network
+    from .training import train
+
+    network = Network(ARCHITECTURE_OF.get(args.dataset, "vgg11"), args.variant, args.compact_layer)
+    config = replace(SCHEDULES[args.dataset], **_changes(args))
+    name = "-".join(filter(None, (args.dataset, args.variant, args.compact_layer)))
+    folder = args.out or Path("runs") / name
+    run = train(network, _dataset(args.dataset, args), config, folder, _device(args))
+    print(f"{run.network.title}: {run.record['test_accuracy']:.2f} % of the test images right\nwrote {folder}")
+
+
+def _attack(args: argparse.Namespace) -> None:
+    from . import evaluation, runs
+    from .attacks import FGSM, PGD, CarliniWagner, DeepFool, Transfer
+
+    device = _device(args)
+    run = runs.load(args.network, device)
+    name = run.record.get("data")
+    if name is None:
+        raise ValueError(f"{args.network} has no {runs.RECORD}: which data set it is for is not known")
+    epsilons = tuple(args.epsilons or (0.1, 0.2, 0.3, 0.4))
+    made: dict[str, Any] = {"fgsm": lambda: FGSM(epsilons), "pgd": lambda: PGD(epsilons), "cw": CarliniWagner,
+                            "deepfool": DeepFool, "deepfool_2018": lambda: DeepFool("2018")}  # fmt: skip
+    attack = made[args.attack]()
+    if args.crafted_on is not None:
+        source = runs.load(args.crafted_on, device)
+        attack = Transfer(source.model, source.digest, epsilons)
+    dataset = _dataset(name if name in SCHEDULES else "folder", args)
+    outcome = evaluation.evaluate(run, attack, dataset.test, args.images, args.network / "attacks", seed=args.seed)
+    print(evaluation.summary(run, attack, outcome))
+
+
+def _lab(args: argparse.Namespace) -> Any:
+    from .lab import Lab
+    from .scales import SCALES
+
+    return Lab(
+        SCALES[args.scale],
+        _out(args),
+        root=args.data,
+        images=args.images,
+        device=_device(args),
+        changes=_changes(args),
+        loading={name: value for name, value in _loading(args).items() if args.images or name != "image_size"},
+    )
+
+
+def _out(args: argparse.Namespace) -> Path:
+    return args.out or Path("runs") / f"paper-{args.scale}"
+
+
+def _numbers(args: argparse.Namespace, known: tuple[int, ...]) -> tuple[int, ...]:
+    if args.number == "all":
+        return known
+    if not args.number.isdecimal() or int(args.number) not in known:
+        raise ValueError(f"{args.command} must be one of {', '.join(map(str, known))}, or all; got {args.number!r}")
+    return (int(args.number),)
+
+
+def _table(args: argparse.Namespace) -> None:
+    from . import paper, tables
+
+    lab, out = _lab(args), _out(args)
+    datasets = [{"ilsvrc": "ilsvrc_val"}.get(name, name) for name in args.datasets or ("mnist", "cifar10", "ilsvrc")]
+    for number in _numbers(args, paper.TABLES):
+        if args.number == "all" and not any(cell.dataset in datasets for cell in paper.cells(number)):
+            continue
+        print(tables.run(number, lab, datasets, out), end="\n\n")
+        print(f"wrote {out / f'table{number}'}.md, .csv, .json, .png\n", flush=True)
+
+
+def _figure(args: argparse.Namespace) -> None:
+    from . import features
+
+    lab, out = _lab(args), _out(args)
+    for number in _numbers(args, features.FIGURES):
+        print(f"wrote {features.run(number, lab, out)}", flush=True)

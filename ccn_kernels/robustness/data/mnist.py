@@ -1,0 +1,52 @@
+"""MNIST's four IDX files, gzipped or not."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .splits import Dataset, TensorSplit
+
+# name of the canonical IDX file: md5 of its unzipped content
+FILES = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+_UBYTE = 8
+
+
+def load(path: Path, device: torch.device | str) -> Dataset:
+    arrays = [torch.from_numpy(_read_idx(path, name)) for name in FILES]
+    train, test = (
+        TensorSplit(arrays[i].float().unsqueeze(1) / 255, arrays[i + 1].long(), device) for i in (0, 2)
+    )  # images [N, 1, 28, 28]
+    return Dataset("mnist", 10, (1, 28, 28), train, test)
+
+
+def _read_idx(path: Path, name: str) -> np.ndarray:
+    content = _read(path, name)
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if digest != FILES[name]:
+        raise ValueError(f"{path / name} is damaged: its md5 is {digest}, expected {FILES[name]}")
+    kind, axes = content[2], content[3]
+    assert kind == _UBYTE
+    shape = np.frombuffer(content, ">i4", axes, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
+
+
+def _read(path: Path, name: str) -> bytes:
+    zipped, plain = path / f"{name}.gz", path / name
+    if zipped.exists():
+        try:
+            return gzip.decompress(zipped.read_bytes())
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{zipped} is damaged: {error}") from error
+    if plain.exists():
+        return plain.read_bytes()
+    raise FileNotFoundError(f"{zipped} (or {name}, unzipped) is missing: an IDX file of MNIST is expected there")

@@ -1,0 +1,162 @@
+"""Measures the cells of the paper's tables: trains the networks that they need, attacks them, keeps all of it on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..files import write
+from . import data, evaluation, substitute, tree
+from .attacks import FGSM, PGD, Attack, CarliniWagner, DeepFool, Outcome, Transfer
+from .data import Dataset
+from .paper import TABLES, Cell, cells
+from .config import METHODS
+from .runs import Run
+from .scales import Scale
+from .training import train
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Our number for a cell, and what it rests on."""
+
+    value: float
+    images: int
+    notes: dict[str, float]  # in percent: "zero gradients", "success" of the attack, "agreement" of a substitute
+
+
+class Lab:
+    """Networks and outcomes at one scale, under one folder.
+
+    Args:
+        root: where MNIST and CIFAR-10 lie; unused at the smoke scale.
+        images: the tree of image files for table 5.
+        changes: to the schedules' settings, by the caller.
+        loading: options of :func:`data.folder.load`.
+    """
+
+    def __init__(
+        self,
+        scale: Scale,
+        folder: Path,
+        *,
+        root: Path | None = None,
+        images: Path | None = None,
+        device: torch.device | str = "cpu",
+        changes: dict[str, Any] | None = None,
+        loading: dict[str, Any] | None = None,
+    ) -> None:
+        self.scale, self.folder, self.device = scale, folder, device
+        self.root, self.images = root, images
+        self.changes, self.loading = changes or {}, loading or {}
+        self.seed = self.changes.get("seed", 0)
+        self.data, self.run = cache(self.data), cache(self.run)  # type: ignore[method-assign]
+
+    def data(self, dataset: str) -> Dataset:
+        """One of the paper's data sets, or what stands for it at this scale."""
+        name = self.scale.data[dataset]
+        if name == "folder" and self.scale.name == "smoke" and self.images is None:
+            path = tree.of_digits(self.folder / "digits-tree")
+            return data.load(name, path, self.device, image_size=tree.SIZE, **self.loading)
+        path = self.images if name == "folder" else self.root
+        return data.load(name, path, self.device, **(self.loading if name == "folder" else {}))
+
+    def run(
+        self,
+        dataset: str,
+        method: str,
+        compact_layer: str | None = None,
+        adversarial_epsilon: float = 0.0,
+        embedding: int | None = None,
+    ) -> Run:
+        """A trained network; trains it where it is missing."""
+        if (method, compact_layer) == ("SM", "fc3"):
+            method, compact_layer = "L2SM", None  # the same network, bit for bit: not trained twice
+        network = self.scale.network(dataset, METHODS[method], compact_layer, embedding)
+        config = self.scale.config(dataset, {**self.changes, "adversarial_epsilon": adversarial_epsilon})
+        parts = [network.variant, compact_layer, f"fgsm{adversarial_epsilon:.3g}" if adversarial_epsilon else None]
+        parts += [f"embedding{embedding}" if embedding else None, f"seed{self.seed}"]
+        return train(network, self.data(dataset), config, self._home(dataset) / "-".join(filter(None, parts)), self.device)
+
+    def measure(self, cell: Cell) -> Measured:
+        """Our number."""
+        run = self.run(cell.dataset, cell.method, cell.compact_layer, cell.adversarial_epsilon)
+        if cell.attack == "none":
+            return Measured(run.record["test_accuracy"], len(self.data(cell.dataset).test), {})
+        outcome = self.outcome(cell, run)
+        notes = {"zero gradients": _percent(outcome["zero_gradient"])}
+        for key, name in (("agrees", "agreement"), ("fooled", "success")):
+            if key in outcome and (key != "fooled" or outcome[key].dim() == 1):
+                notes[name] = _percent(outcome[key][outcome["right"]] if key == "fooled" else outcome[key])
+        return Measured(self._value(cell, outcome), len(outcome["right"]), notes)
+
+    def _value(self, cell: Cell, outcome: Outcome) -> float:
+        if cell.ratio is not None:
+            return evaluation.accuracy_at_ratio(outcome, cell.ratio)
+        if cell.metric in ("rho_adv", "robustness_pct"):
+            return evaluation.robustness(outcome) * (100 if cell.metric == "robustness_pct" else 1)
+        if cell.metric == "success_pct":
+            return _percent(outcome["fooled"][outcome["right"]])
+        if cell.metric == "mean_l2_distance":
+            return outcome["distance"][outcome["fooled"]].double().mean().item()
+        return evaluation.accuracy(outcome)[_epsilons(cell.dataset, cell.attack).index(cell.epsilon)].item()
+
+    def outcome(self, cell: Cell, run: Run) -> Outcome:
+        """What became of the images that the cell's attack saw."""
+        home = self._home(cell.dataset) / "attacks"
+        held = substitute.HELD_OUT if cell.attack == "substitute" else 0
+        count, split = self.scale.images.get(cell.attack), self.data(cell.dataset).test
+        return evaluation.evaluate(run, self._attack(cell, run), split, count, home, skip=held, seed=self.seed)
+
+    def _attack(self, cell: Cell, run: Run) -> Attack:
+        epsilons = _epsilons(cell.dataset, cell.attack)
+        if cell.attack == "fgsm" or (cell.attack == "transfer" and cell.source == cell.method):
+            return FGSM(epsilons)
+        if cell.attack == "pgd":
+            return PGD(epsilons)
+        if cell.attack == "deepfool":
+            return DeepFool()
+        if cell.attack == "deepfool_2018":
+            return DeepFool("2018")
+        if cell.attack == "cw":
+            return CarliniWagner(self.scale.cw_steps)
+        if cell.attack == "substitute":
+            return Transfer(self._substitute(cell, run), f"substitute of {run.digest}", epsilons)
+        assert cell.source is not None
+        source = self.run(cell.dataset, cell.source)
+        return Transfer(source.model, source.digest, epsilons)
+
+    def _substitute(self, cell: Cell, run: Run) -> nn.Module:
+        """The network that learned from the cell's; kept beside the outcomes."""
+        scale, dataset = self.scale, self.data(cell.dataset)
+        path = self._home(cell.dataset) / "attacks" / f"substitute-{run.digest[:12]}-seed{self.seed}.safetensors"
+        if path.exists():
+            model = substitute.lenet(dataset.shape, dataset.classes)
+            model.load_state_dict(load_file(path))
+            return model.to(self.device).eval()
+        ((images, _),) = dataset.test.batches(range(substitute.HELD_OUT), substitute.HELD_OUT)
+        rounds, epochs = scale.substitute_rounds, scale.substitute_epochs
+        model = substitute.train(run.model, images, dataset.classes, rounds=rounds, epochs=epochs, seed=self.seed)
+        write(path, lambda temporary: save_file(model.state_dict(), temporary))
+        return model
+
+    def _home(self, dataset: str) -> Path:
+        return self.folder / self.scale.data[dataset]
+
+
+@cache
+def _epsilons(dataset: str, attack: str) -> tuple[float, ...]:
+    """Every radius that any table has for an attack: one evaluation serves them all."""
+    attack = "fgsm" if attack == "transfer" else attack
+    found = (cell for table in TABLES for cell in cells(table) if (cell.dataset, cell.attack) == (dataset, attack))
+    return tuple(sorted({cell.epsilon for cell in found}))
+
+
+def _percent(flags: Tensor) -> float:
+    return 100 * flags.double().mean().item()

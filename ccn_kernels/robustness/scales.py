@@ -1,0 +1,63 @@
+"""How much work a table does: on which data, how long it trains, how many images it attacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .config import ARCHITECTURE_OF, SCHEDULES, TrainConfig
+from .runs import Network
+
+FULL_DATA = {"mnist": "mnist", "cifar10": "cifar10", "ilsvrc_val": "folder"}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One of the three.
+
+    Args:
+        data: for each of the paper's data sets, ours that stands for it.
+        epochs: of all training; None for the paper's.
+        images: that each attack sees at most; all where it has no entry.
+        cw_steps, substitute_rounds, substitute_epochs: of those attacks; the paper's unless said.
+        width: share of VGG-11's channels.
+        features: images that figures 5 and 6 look at.
+    """
+
+    name: str
+    data: dict[str, str]
+    epochs: int | None
+    images: dict[str, int]
+    cw_steps: int = 1000
+    substitute_rounds: int = 6
+    substitute_epochs: int = 10
+    width: float = 1.0
+    features: int = 2000
+
+    def network(self, dataset: str, variant: str, compact_layer: str | None, embedding: int | None) -> Network:
+        """The network of table 10 for one of the paper's data sets."""
+        architecture = ARCHITECTURE_OF.get(self.data[dataset], "vgg11")
+        width = self.width if architecture == "vgg11" else 1.0
+        return Network(architecture, variant, compact_layer, embedding, width)
+
+    def config(self, dataset: str, changes: dict) -> TrainConfig:
+        """The schedule for one of the paper's data sets; ``changes`` are the caller's."""
+        schedule = SCHEDULES[self.data[dataset]]
+        return replace(schedule, **({"epochs": self.epochs} if self.epochs else {}), **changes)
+
+
+SMOKE = Scale(
+    "smoke",
+    {"mnist": "digits", "cifar10": "digits32", "ilsvrc_val": "folder"},
+    epochs=2,
+    images={"fgsm": 200, "pgd": 100, "deepfool": 30, "deepfool_2018": 30, "cw": 10, "transfer": 200, "substitute": 200},
+    cw_steps=20,
+    substitute_rounds=2,
+    substitute_epochs=5,
+    width=0.125,
+    features=300,
+)
+SMALL = Scale(
+    "small", FULL_DATA, epochs=5, images={"pgd": 1000, "deepfool": 1000, "deepfool_2018": 1000, "cw": 200}
+)
+FULL = Scale("full", FULL_DATA, epochs=None, images={})
+SCALES = {scale.name: scale for scale in (SMOKE, SMALL, FULL)}

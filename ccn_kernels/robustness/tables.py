@@ -1,0 +1,167 @@
+"""The paper's tables with our numbers beside its own: printed, and as CSV, JSON and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tabulate import tabulate
+from tqdm import tqdm
+
+from ..env_report import report
+from ..files import write, write_json
+from . import figures, paper
+from .lab import Lab, Measured
+from .paper import Cell
+
+
+class Entry(NamedTuple):
+    """A cell and our number for it."""
+
+    cell: Cell
+    measured: Measured
+
+
+DATASET_TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "ilsvrc_val": "ILSVRC-2012"}
+STANDS_FOR = {"digits": "scikit-learn's digits", "digits32": "scikit-learn's digits", "folder": "a tree of images"}
+
+
+def run(number: int, lab: Lab, datasets: Sequence[str], out: Path) -> str:
+    """Measures a table and writes it to ``out``; returns its text.
+
+    Raises:
+        ValueError: there is no such table, or it has nothing on these data sets.
+    """
+    chosen = [cell for cell in paper.cells(number) if cell.dataset in datasets]
+    if not chosen:
+        raise ValueError(f"table {number} has nothing on {', '.join(datasets)}")
+    entries = [Entry(cell, lab.measure(cell)) for cell in tqdm(chosen, desc=f"table {number}", unit="cell")]
+    text = _text(number, lab, entries)
+    stem = out / f"table{number}"
+    write(stem.with_suffix(".md"), lambda path: path.write_text(text + "\n"))
+    write(stem.with_suffix(".csv"), lambda path: path.write_text(_csv(entries)))
+    write_json(stem.with_suffix(".json"), _json(number, lab, entries))
+    _picture(stem.with_suffix(".png"), number, entries)
+    return text
+
+
+def _title(number: int) -> str:
+    return f"Table {number}. {paper.TITLES[number]}"
+
+
+def _text(number: int, lab: Lab, entries: Sequence[Entry]) -> str:
+    parts = [f"## {_title(number)}"]
+    for dataset in dict.fromkeys(entry.cell.dataset for entry in entries):
+        mine = [entry for entry in entries if entry.cell.dataset == dataset]
+        parts.append(_heading(dataset, lab, mine))
+        parts.append(_grid(mine))
+        if number in (7, 8):
+            parts.append("The other reading, rows crafted on and columns tested on:")
+            parts.append(_grid([entry._replace(cell=_transposed(entry.cell)) for entry in mine], compared=False))
+            parts.append(_flags(mine))
+    parts.append("Each number: ours (the paper's, the difference).")
+    return "\n\n".join(filter(None, parts))
+
+
+def _heading(dataset: str, lab: Lab, entries: Sequence[Entry]) -> str:
+    stand_in = STANDS_FOR.get(lab.scale.data[dataset])
+    where = DATASET_TITLES[dataset] + (f" (here: {stand_in})" if stand_in else "")
+    epochs = lab.scale.config(dataset, lab.changes).epochs
+    counts = sorted({(entry.cell.attack, entry.measured.images) for entry in entries})
+    images = ", ".join(f"{attack} {count:,}" for attack, count in counts if attack != "none")
+    return f"**{where}**; {epochs} epochs, seed {lab.seed}; attacked images: {images}"
+
+
+def _grid(entries: Sequence[Entry], compared: bool = True) -> str:
+    columns = list(dict.fromkeys(entry.cell.column for entry in entries))
+    rows: dict[str, dict[str, str]] = {}
+    zero: dict[str, float] = {}
+    for cell, measured in entries:
+        rows.setdefault(cell.row, {})[cell.column] = _number(cell, measured, compared)
+        zero[cell.row] = max(zero.get(cell.row, 0.0), measured.notes.get("zero gradients", 0.0))
+    body = [[name, *(row.get(column, "") for column in columns), f"{zero[name]:.1f}"] for name, row in rows.items()]
+    headers = ["", *columns, "zero gradients, %"]
+    return tabulate(body, headers, tablefmt="github", disable_numparse=True, stralign="right")
+
+
+def _number(cell: Cell, measured: Measured, compared: bool) -> str:
+    places = {"rho_adv": 3, "mean_l2_distance": 3, "robustness_pct": 4}.get(cell.metric, 1)
+    text = f"{measured.value:.{places}f}"
+    if cell.paper is None or not compared:
+        return text
+    return f"{text} ({cell.paper:g}, {measured.value - cell.paper:+.{places}f})"
+
+
+def _transposed(cell: Cell) -> Cell:
+    return replace(cell, row=cell.source, column=f"tested on {cell.row}")
+
+
+def _flags(entries: Sequence[Entry]) -> str:
+    """Rows in which another network's images do more harm than the network's own: the sign of masked gradients."""
+    lines = []
+    for row in dict.fromkeys(entry.cell.row for entry in entries):
+        values = {entry.cell.source: entry.measured.value for entry in entries if entry.cell.row == row}
+        worst = min(values, key=lambda source: values[source])  # type: ignore[arg-type]
+        if values[worst] < values[row]:
+            lines.append(f"{row}: masked? images crafted on {worst} leave {values[worst]:.1f} %, its own {values[row]:.1f} %")
+    return "\n".join(lines)
+
+
+def _picture(path: Path, number: int, entries: Sequence[Entry]) -> None:
+    """Curves where a table has a radius or a ratio, a matrix for transfer, bars for the rest."""
+    panels: dict[str, list[Entry]] = {}
+    for entry in entries:
+        panels.setdefault(DATASET_TITLES[entry.cell.dataset], []).append(entry)
+    if number in (7, 8):
+        methods = list(dict.fromkeys(cell.row for cell, _ in entries))
+        values = np.array([measured.value for _, measured in entries]).reshape(len(methods), -1)
+        printed = np.array([cell.paper for cell, _ in entries], float).reshape(values.shape)
+        figures.matrix(path, _title(number), methods, methods, {"ours": values, "the paper's": printed})
+    elif number in (3, 11, 12, 13):
+        figures.bars(path, _title(number), {name: _bars(mine) for name, mine in panels.items()})
+    else:
+        figures.curves(path, _title(number), {name: _curves(mine) for name, mine in panels.items()})
+
+
+def _bars(entries: Sequence[Entry]) -> dict[str, Any]:
+    shown = [entry for entry in entries if entry.cell.attack != "none" and entry.cell.metric != "success_pct"]
+    column = shown[0].cell.column
+    rows = {cell.row: (measured.value, cell.paper) for cell, measured in shown if cell.column == column}
+    return {"y": f"accuracy, %, {column}" if "accuracy" in shown[0].cell.metric else column, "rows": rows}
+
+
+def _curves(entries: Sequence[Entry]) -> dict[str, Any]:
+    lines: dict[tuple[str, str], dict[float, float]] = {}
+    by_ratio = any(cell.ratio is not None for cell, _ in entries)
+    for cell, measured in entries:
+        if cell.attack in ("none", "fgsm", "substitute", "deepfool") and "accuracy" in cell.metric:
+            x = cell.ratio if cell.ratio is not None else cell.epsilon
+            for whose, value in (("ours", measured.value), ("paper", cell.paper)):
+                if value is not None:
+                    lines.setdefault((cell.row, whose), {})[x] = value
+    x = "largest residue ratio d" if by_ratio else "ε (L∞ radius, images in [0, 1])"
+    return {"x": x, "y": "accuracy, %", "lines": lines}
+
+
+def _csv(entries: Sequence[Entry]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["table", "dataset", "row", "column", "metric", "ours", "paper", "difference", "images"])
+    for cell, measured in entries:
+        difference = "" if cell.paper is None else measured.value - cell.paper
+        writer.writerow([cell.table, cell.dataset, cell.row, cell.column, cell.metric, measured.value, cell.paper,
+                         difference, measured.images])  # fmt: skip
+    return text.getvalue()
+
+
+def _json(number: int, lab: Lab, entries: Sequence[Entry]) -> dict[str, Any]:
+    cells = [{**asdict(cell), "ours": measured.value, "images": measured.images, **measured.notes}
+             for cell, measured in entries]  # fmt: skip
+    kept = [{key: value for key, value in cell.items() if value not in (None, "")} for cell in cells]
+    return {"table": number, "scale": lab.scale.name, "seed": lab.seed, "changes": lab.changes,
+            "environment": report(), "cells": kept}  # fmt: skip
