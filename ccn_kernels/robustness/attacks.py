@@ -24,7 +24,9 @@ class Attack(Protocol):
     """``outcome["fooled"]`` is [N, epsilons] for attacks of a given size, [N] for those that look for the smallest."""
 
     name: ClassVar[str]
-    batch_size: int
+
+    @property
+    def batch_size(self) -> int: ...
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome: ...
 
@@ -71,6 +73,7 @@ class DeepFool:
     name: ClassVar[str] = "deepfool"
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
+        attack: Any
         if self.form == "2018":
             attack = ClippedDeepFool(steps=2 * self.steps, overshoot=0.05)  # the numbers of its time
         else:
@@ -81,7 +84,7 @@ class DeepFool:
 
 @dataclass(frozen=True)
 class CarliniWagner:
-    """Carlini and Wagner's L2 attack with the paper's settings: towards the class of the second highest logit, kappa 0."""
+    """Carlini and Wagner's L2 attack with the paper's settings: towards the second highest class, kappa 0."""
 
     steps: int = 1000
     search_steps: int = 6

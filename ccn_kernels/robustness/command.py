@@ -38,7 +38,9 @@ def add_parsers(commands: Any) -> None:
     attack = commands.add_parser("attack", help="attack a trained network")
     attack.add_argument("network", type=Path, metavar="DIR", help="what `ccn train` wrote")
     attack.add_argument("--attack", choices=ATTACKS, default="fgsm")
-    attack.add_argument("--epsilons", type=_epsilon, nargs="+", metavar="E", help="L-infinity radii in [0, 1]; default: 0.1 to 0.4")
+    attack.add_argument(
+        "--epsilons", type=_epsilon, nargs="+", metavar="E", help="radii in [0, 1]; default: 0.1 to 0.4"
+    )
     attack.add_argument("--crafted-on", type=Path, metavar="DIR", help="FGSM's images for another network (transfer)")
     attack.add_argument("--images", type=_count, metavar="N", help="the first N test images; default: all")
     attack.add_argument("--data", type=Path, metavar="DIR", help="where the data set's files lie")
@@ -52,7 +54,7 @@ def add_parsers(commands: Any) -> None:
         parser.add_argument("--scale", choices=("smoke", "small", "full"), default="smoke",
                             help="smoke (default): scikit-learn's digits, a minute a table; small: 5 epochs, fewer "
                                  "attacked images; full: as printed")  # fmt: skip
-        parser.add_argument("--datasets", nargs="+", choices=("mnist", "cifar10", "ilsvrc"), help="default: all that it has")
+        parser.add_argument("--datasets", nargs="+", choices=("mnist", "cifar10", "ilsvrc"), help="default: all")
         parser.add_argument("--data", type=Path, metavar="DIR", help="where MNIST's and CIFAR-10's files lie")
         parser.add_argument("--images", type=Path, metavar="DIR", help="table 5's tree: train/CLASS/*, val/CLASS/*")
         parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/paper-SCALE; what is there is kept")

@@ -42,8 +42,8 @@ class TrainConfig:
 SCHEDULES = {
     "mnist": TrainConfig(),
     "cifar10": TrainConfig(epochs=200, milestones=(0.3, 0.6, 0.8), decay=0.2),
-    "digits": TrainConfig(epochs=10, batch_size=64, learning_rate=0.02),
-    "digits32": TrainConfig(epochs=10, batch_size=64, learning_rate=0.02),
+    "digits": TrainConfig(epochs=10, batch_size=32, learning_rate=0.05, warmup_steps=20),  # 1,347 images
+    "digits32": TrainConfig(epochs=10, batch_size=32, learning_rate=0.05, warmup_steps=20),
     "folder": TrainConfig(epochs=90, milestones=(1 / 3, 2 / 3), learning_rate=0.05),  # the paper states none
 }
 ARCHITECTURE_OF = {"mnist": "mnist_cnn", "digits": "mnist_cnn"}  # all else is VGG-11's

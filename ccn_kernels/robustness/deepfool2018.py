@@ -21,7 +21,10 @@ class ClippedDeepFool(L2DeepFoolAttack):
         x, restore = eagerpy.astensor_(inputs)
         criterion, images = get_criterion(criterion), x.raw
         with torch.no_grad():
-            classes = model(images).topk(self.candidates).indices  # [N, K], the likeliest first
+            logits = model(images)
+        classes = logits.topk(
+            min(self.candidates or logits.shape[1], logits.shape[1])
+        ).indices  # [N, K], likeliest first
         for _ in range(self.steps):
             images = images.detach().requires_grad_()
             logits = model(images)

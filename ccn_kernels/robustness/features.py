@@ -43,7 +43,10 @@ def activations(model: nn.Module, images: Tensor, names: Sequence[str]) -> dict[
 
         return hook
 
-    hooks = [modules.get(f"{name}_relu", modules[name]).register_forward_hook(keep(name)) for name in names]
+    hooks = [
+        modules[f"{name}_relu" if f"{name}_relu" in modules else name].register_forward_hook(keep(name))
+        for name in names
+    ]
     try:
         with torch.no_grad():
             model(images)
@@ -71,8 +74,7 @@ def _samples(lab: Lab, path: Path) -> Path:
     for method in ("SM", "CCN"):
         model = lab.run("mnist", method).model
         attacked = adversarial_images(model, images, labels, SAMPLE_EPSILON)
-        seen = predictions(model, attacked).tolist()
-        rows[method] = (attacked, [f"{true}→{now}" for true, now in zip(labels.tolist(), seen, strict=True)])
+        rows[method] = (attacked, figures.captions(labels, predictions(model, attacked)))
     title = f"FGSM, ε = {SAMPLE_EPSILON:g}, on each network: true→predicted"
     return figures.samples(path, title, rows)
 

@@ -36,6 +36,11 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
+def captions(true: Tensor, seen: Tensor) -> list[str]:
+    """ "true→seen" for each image."""
+    return [f"{one}→{other}" for one, other in zip(true.tolist(), seen.tolist(), strict=True)]
+
+
 def samples(path: Path, title: str, rows: Mapping[str, tuple[Tensor, Sequence[str]]]) -> Path:
     """Images by row, each with a caption "true→predicted": figure 1.
 
@@ -109,8 +114,8 @@ def curves(path: Path, title: str, panels: Mapping[str, Any]) -> Path:
         for (row, whose), line in panel["lines"].items():
             color, marker = STYLES.get(row, ("#999999", "."))
             style = {"ours": "-", "paper": ":"}[whose]
-            label = row if whose == "ours" else None
-            axis.plot(*zip(*sorted(line.items()), strict=True), style, color=color, marker=marker, markersize=5, label=label)
+            label, points = row if whose == "ours" else None, sorted(line.items())
+            axis.plot(*zip(*points, strict=True), style, color=color, marker=marker, markersize=5, label=label)
         axis.plot([], [], ":", color="#555555", label="the paper's")
         axis.set(title=name, xlabel=panel["x"], ylabel=panel["y"])
         axis.grid(alpha=0.3)
@@ -138,7 +143,7 @@ def bars(path: Path, title: str, panels: Mapping[str, Any]) -> Path:
     return save(figure, path)
 
 
-def matrix(path: Path, title: str, rows: Sequence[str], columns: Sequence[str], panels: Mapping[str, np.ndarray]) -> Path:
+def matrix(path: Path, title: str, names: Sequence[str], panels: Mapping[str, np.ndarray]) -> Path:
     """Accuracies in percent as shades, tested on by row, crafted on by column: tables 7 and 8."""
     figure = Figure(figsize=(5.4 * len(panels), 4.8), layout="constrained")
     figure.suptitle(title)
@@ -146,8 +151,8 @@ def matrix(path: Path, title: str, rows: Sequence[str], columns: Sequence[str], 
         image = axis.imshow(values, cmap="cividis", vmin=0, vmax=100)
         for (row, column), value in np.ndenumerate(values):
             axis.text(column, row, f"{value:.0f}", ha="center", va="center", color="w" if value < 55 else "k")
-        axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
-        axis.set_yticks(range(len(rows)), rows)
+        axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axis.set_yticks(range(len(names)), names)
         axis.set(title=name, xlabel="crafted on", ylabel="tested on")
     figure.colorbar(image, ax=figure.axes, label="accuracy, %")
     return save(figure, path)

@@ -1,4 +1,4 @@
-"""Measures the cells of the paper's tables: trains the networks that they need, attacks them, keeps all of it on disk."""
+"""Measures the cells of the paper's tables: trains the networks that they need, attacks them, keeps it all on disk."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..files import write
 from . import data, evaluation, substitute, tree
 from .attacks import FGSM, PGD, Attack, CarliniWagner, DeepFool, Outcome, Transfer
+from .config import METHODS
 from .data import Dataset
 from .paper import TABLES, Cell, cells
-from .config import METHODS
 from .runs import Run
 from .scales import Scale
 from .training import train
@@ -62,8 +62,8 @@ class Lab:
         """One of the paper's data sets, or what stands for it at this scale."""
         name = self.scale.data[dataset]
         if name == "folder" and self.scale.name == "smoke" and self.images is None:
-            path = tree.of_digits(self.folder / "digits-tree")
-            return data.load(name, path, self.device, image_size=tree.SIZE, **self.loading)
+            digits = tree.of_digits(self.folder / "digits-tree")
+            return data.load(name, digits, self.device, **{**self.loading, "image_size": tree.SIZE})
         path = self.images if name == "folder" else self.root
         return data.load(name, path, self.device, **(self.loading if name == "folder" else {}))
 
@@ -82,7 +82,9 @@ class Lab:
         config = self.scale.config(dataset, {**self.changes, "adversarial_epsilon": adversarial_epsilon})
         parts = [network.variant, compact_layer, f"fgsm{adversarial_epsilon:.3g}" if adversarial_epsilon else None]
         parts += [f"embedding{embedding}" if embedding else None, f"seed{self.seed}"]
-        return train(network, self.data(dataset), config, self._home(dataset) / "-".join(filter(None, parts)), self.device)
+        return train(
+            network, self.data(dataset), config, self._home(dataset) / "-".join(filter(None, parts)), self.device
+        )
 
     def measure(self, cell: Cell) -> Measured:
         """Our number."""
@@ -136,6 +138,7 @@ class Lab:
         """The network that learned from the cell's; kept beside the outcomes."""
         scale, dataset = self.scale, self.data(cell.dataset)
         path = self._home(cell.dataset) / "attacks" / f"substitute-{run.digest[:12]}-seed{self.seed}.safetensors"
+        model: nn.Module
         if path.exists():
             model = substitute.lenet(dataset.shape, dataset.classes)
             model.load_state_dict(load_file(path))

@@ -1,4 +1,4 @@
-"""The paper's printed numbers (paper_tables.json), and what we measure beside them; as a list of cells for each table."""
+"""The paper's printed numbers (paper_tables.json), and what we measure beside them: a table is a list of cells."""
 
 from __future__ import annotations
 

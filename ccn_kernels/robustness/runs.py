@@ -94,7 +94,9 @@ def load(path: Path, device: torch.device | str = "cpu", network: Network | None
     """
     weights = path / WEIGHTS if path.is_dir() else path
     if not weights.is_file():
-        raise FileNotFoundError(f"{weights} is missing: the weights of a trained network (`ccn train`) are expected there")
+        raise FileNotFoundError(
+            f"{weights} is missing: the weights of a trained network (`ccn train`) are expected there"
+        )
     try:
         with safetensors.safe_open(weights, "pt") as file:
             stored = json.loads((file.metadata() or {})["ccn"])
@@ -115,7 +117,7 @@ def load(path: Path, device: torch.device | str = "cpu", network: Network | None
         raise ValueError(f"{weights} does not fit the network that its header names: {error}") from error
     record, digest = read_json(weights.parent / RECORD) or {}, _digest(weights)
     if record.setdefault("weights_sha256", digest) != digest:
-        raise ValueError(f"{weights} is not what {weights.parent / RECORD} was written with: delete that folder's files")
+        raise ValueError(f"{weights} is not what {weights.parent / RECORD} was written with: delete both")
     return Run(found, model.to(device).eval(), record)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .config import ARCHITECTURE_OF, SCHEDULES, TrainConfig
 from .runs import Network
@@ -39,16 +40,17 @@ class Scale:
         width = self.width if architecture == "vgg11" else 1.0
         return Network(architecture, variant, compact_layer, embedding, width)
 
-    def config(self, dataset: str, changes: dict) -> TrainConfig:
+    def config(self, dataset: str, changes: dict[str, Any]) -> TrainConfig:
         """The schedule for one of the paper's data sets; ``changes`` are the caller's."""
         schedule = SCHEDULES[self.data[dataset]]
-        return replace(schedule, **({"epochs": self.epochs} if self.epochs else {}), **changes)
+        settings: dict[str, Any] = {"epochs": self.epochs or schedule.epochs, **changes}
+        return replace(schedule, **settings)
 
 
 SMOKE = Scale(
     "smoke",
     {"mnist": "digits", "cifar10": "digits32", "ilsvrc_val": "folder"},
-    epochs=2,
+    epochs=3,
     images={"fgsm": 200, "pgd": 100, "deepfool": 30, "deepfool_2018": 30, "cw": 10, "transfer": 200, "substitute": 200},
     cw_steps=20,
     substitute_rounds=2,
@@ -56,8 +58,6 @@ SMOKE = Scale(
     width=0.125,
     features=300,
 )
-SMALL = Scale(
-    "small", FULL_DATA, epochs=5, images={"pgd": 1000, "deepfool": 1000, "deepfool_2018": 1000, "cw": 200}
-)
+SMALL = Scale("small", FULL_DATA, epochs=5, images={"pgd": 1000, "deepfool": 1000, "deepfool_2018": 1000, "cw": 200})
 FULL = Scale("full", FULL_DATA, epochs=None, images={})
 SCALES = {scale.name: scale for scale in (SMOKE, SMALL, FULL)}

@@ -1,4 +1,4 @@
-"""The black box of Papernot et al. (2017): a substitute learns to agree with an oracle from few images and its answers."""
+"""The black box of Papernot et al. (2017): a substitute learns from few images and an oracle's answers for them."""
 
 from __future__ import annotations
 

@@ -98,17 +98,19 @@ def _number(cell: Cell, measured: Measured, compared: bool) -> str:
 
 
 def _transposed(cell: Cell) -> Cell:
-    return replace(cell, row=cell.source, column=f"tested on {cell.row}")
+    return replace(cell, row=str(cell.source), column=f"tested on {cell.row}")
 
 
 def _flags(entries: Sequence[Entry]) -> str:
     """Rows in which another network's images do more harm than the network's own: the sign of masked gradients."""
     lines = []
     for row in dict.fromkeys(entry.cell.row for entry in entries):
-        values = {entry.cell.source: entry.measured.value for entry in entries if entry.cell.row == row}
-        worst = min(values, key=lambda source: values[source])  # type: ignore[arg-type]
+        values = {str(entry.cell.source): entry.measured.value for entry in entries if entry.cell.row == row}
+        worst = min(values, key=lambda source: values[source])
         if values[worst] < values[row]:
-            lines.append(f"{row}: masked? images crafted on {worst} leave {values[worst]:.1f} %, its own {values[row]:.1f} %")
+            lines.append(
+                f"{row}: masked? crafted on {worst}, images leave {values[worst]:.1f} %, its own {values[row]:.1f} %"
+            )
     return "\n".join(lines)
 
 
@@ -121,7 +123,7 @@ def _picture(path: Path, number: int, entries: Sequence[Entry]) -> None:
         methods = list(dict.fromkeys(cell.row for cell, _ in entries))
         values = np.array([measured.value for _, measured in entries]).reshape(len(methods), -1)
         printed = np.array([cell.paper for cell, _ in entries], float).reshape(values.shape)
-        figures.matrix(path, _title(number), methods, methods, {"ours": values, "the paper's": printed})
+        figures.matrix(path, _title(number), methods, {"ours": values, "the paper's": printed})
     elif number in (3, 11, 12, 13):
         figures.bars(path, _title(number), {name: _bars(mine) for name, mine in panels.items()})
     else:
@@ -140,10 +142,10 @@ def _curves(entries: Sequence[Entry]) -> dict[str, Any]:
     by_ratio = any(cell.ratio is not None for cell, _ in entries)
     for cell, measured in entries:
         if cell.attack in ("none", "fgsm", "substitute", "deepfool") and "accuracy" in cell.metric:
-            x = cell.ratio if cell.ratio is not None else cell.epsilon
+            setting = cell.ratio if cell.ratio is not None else cell.epsilon
             for whose, value in (("ours", measured.value), ("paper", cell.paper)):
                 if value is not None:
-                    lines.setdefault((cell.row, whose), {})[x] = value
+                    lines.setdefault((cell.row, whose), {})[setting] = value
     x = "largest residue ratio d" if by_ratio else "ε (L∞ radius, images in [0, 1])"
     return {"x": x, "y": "accuracy, %", "lines": lines}
 
@@ -153,7 +155,7 @@ def _csv(entries: Sequence[Entry]) -> str:
     writer = csv.writer(text)
     writer.writerow(["table", "dataset", "row", "column", "metric", "ours", "paper", "difference", "images"])
     for cell, measured in entries:
-        difference = "" if cell.paper is None else measured.value - cell.paper
+        difference = None if cell.paper is None else measured.value - cell.paper
         writer.writerow([cell.table, cell.dataset, cell.row, cell.column, cell.metric, measured.value, cell.paper,
                          difference, measured.images])  # fmt: skip
     return text.getvalue()

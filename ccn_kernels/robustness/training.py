@@ -22,9 +22,10 @@ from tqdm import tqdm
 from .. import models
 from ..env_report import report
 from ..files import write
+from ..scales import COMPACT
 from . import runs
-from .data import Dataset, Split
 from .config import TrainConfig
+from .data import Dataset, Split
 from .runs import Network, Run
 
 PROGRESS = "progress.pt"  # beside the weights that it will become
@@ -58,7 +59,9 @@ def train(
         training.run(lambda: training.save(progress, identity) if rank == 0 else None)
         record = {**identity, "history": training.history, "seconds": training.seconds}
         record["test_accuracy"] = accuracy(training.model, data.test)
-        record["alpha"] = {name: layer.alpha.item() for name, layer in training.model.named_modules() if hasattr(layer, "alpha")}
+        record["alpha"] = {
+            name: layer.alpha.item() for name, layer in training.model.named_modules() if hasattr(layer, "alpha")
+        }
         record["environment"] = report()
         if rank > 0:
             return Run(network, training.model.eval(), record)
@@ -86,6 +89,10 @@ def fgsm_images(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float
         loss = F.cross_entropy(model(images), labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, images)
     return (images + epsilon * gradient.sign()).clamp(0, 1).detach()
+
+
+def _compact(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, COMPACT)]
 
 
 def _finished(folder: Path, network: Network, identity: dict[str, Any], device: torch.device | str) -> Run:
@@ -203,7 +210,7 @@ class _Training:
             loss, hits, images = self.sums.tolist()
             if not loss < float("inf"):
                 raise DivergedError(
-                    f"{self.network.title} diverged: its loss is not finite at step {self.step}; lower the learning rate"
+                    f"{self.network.title} diverged: no finite loss at step {self.step}; lower the learning rate"
                 )
             epoch = -(-self.step // self.epoch_steps)
             bar.set_postfix(epoch=f"{epoch}/{self.config.epochs}", loss=f"{loss / images:.3f}",

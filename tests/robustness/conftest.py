@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ccn_kernels.robustness import data
+from ccn_kernels.robustness import data, runs
+from ccn_kernels.robustness.data.splits import TensorSplit
 
 
 @pytest.fixture(autouse=True)
@@ -12,17 +13,20 @@ def isolated():
     torch.manual_seed(0)
 
 
+def part(split, count):
+    images, labels = next(split.batches(range(count), count))
+    return TensorSplit(images, labels, "cpu", split.augmented)
+
+
 @pytest.fixture
 def few_digits():
     whole = data.load("digits")
-    return data.Dataset(
-        "few", whole.train_images[:96], whole.train_labels[:96], whole.test_images[:40], whole.test_labels[:40]
-    )
+    return whole._replace(name="few", train=part(whole.train, 96), test=part(whole.test, 40))
 
 
 @pytest.fixture
 def bright_or_dark():
-    """A model that calls an image 1 where its mean exceeds a half, and images around that border."""
+    """A network that calls an image 1 where its mean exceeds a half, and images around that border."""
 
     class Mean(torch.nn.Module):
         def forward(self, images):
@@ -31,4 +35,8 @@ def bright_or_dark():
 
     levels = torch.tensor([0.1, 0.35, 0.45, 0.55, 0.65, 0.9])
     images = levels.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone()
-    return Mean(), images, (levels > 0.5).long()
+    return as_run(Mean()), TensorSplit(images, (levels > 0.5).long(), "cpu")
+
+
+def as_run(model, digest="0"):
+    return runs.Run(runs.Network("mnist_cnn"), model, {"weights_sha256": digest})

@@ -1,23 +1,35 @@
+"""Attacks on models whose borders are known, and by a second implementation."""
+
+import foolbox
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import as_run
 
 from ccn_kernels import models
-from ccn_kernels.robustness import attacks
+from ccn_kernels.robustness import attacks, evaluation
+from ccn_kernels.robustness.attacks import FGSM, PGD, CarliniWagner, DeepFool, Transfer
+from ccn_kernels.robustness.data.splits import TensorSplit
+
+LEVELS = (0.1, 0.35, 0.45, 0.55, 0.65, 0.9)  # of bright_or_dark
 
 
-def test_accuracy_under_fgsm_is_known_where_the_border_is_known(bright_or_dark):
-    model, images, labels = bright_or_dark
-    found = attacks.accuracy_under(attacks.fgsm(), model, images, labels, [0.0, 0.1, 0.2, 0.5])
+def accuracies(found, attack, folder):
+    run, split = found
+    return dict(zip(attack.epsilons, evaluation.accuracy(evaluation.evaluate(run, attack, split, None, folder)).tolist(),
+                    strict=True))  # fmt: skip
+
+
+def test_accuracy_under_fgsm_is_known_where_the_border_is_known(bright_or_dark, tmp_path):
     # the images lie 0.05, 0.15 and 0.4 from the border, on either side
-    assert found.accuracy == pytest.approx({0.0: 100, 0.1: 200 / 3, 0.2: 100 / 3, 0.5: 0})
-    assert found.zero_gradients == 0
+    found = accuracies(bright_or_dark, FGSM((0.0, 0.1, 0.2, 0.5)), tmp_path)
+    assert found == pytest.approx({0.0: 100, 0.1: 200 / 3, 0.2: 100 / 3, 0.5: 0})
 
 
-def test_an_image_that_was_wrong_stays_an_error(bright_or_dark):
-    model, images, labels = bright_or_dark
-    found = attacks.accuracy_under(attacks.fgsm(), model, images, 1 - labels, [0.0, 0.1, 0.5])
-    assert set(found.accuracy.values()) == {0}
+def test_an_image_that_was_wrong_stays_an_error(bright_or_dark, tmp_path):
+    run, split = bright_or_dark
+    wrong = TensorSplit(split.images, 1 - split.labels, "cpu")
+    assert set(accuracies((run, wrong), FGSM((0.0, 0.1, 0.5)), tmp_path).values()) == {0}
 
 
 def test_fgsm_is_one_signed_gradient_step_inside_the_unit_interval():
@@ -29,34 +41,91 @@ def test_fgsm_is_one_signed_gradient_step_inside_the_unit_interval():
     torch.testing.assert_close(attacked, (images + 0.1 * gradient.sign()).clamp(0, 1).detach())
 
 
+def random_network(variant="sm", count=32):
+    model = models.paper_mnist_cnn(variant).eval()
+    images = torch.rand(count, 1, 28, 28)
+    return model, images, attacks.predictions(model, images)
+
+
 def test_pgd_harms_at_least_as_much_as_fgsm():
-    torch.manual_seed(0)
-    model = models.paper_mnist_cnn("sm").eval()
-    images = torch.rand(32, 1, 28, 28)
-    labels = attacks.predictions(model, images)
-    by = {
-        name: attacks.accuracy_under(attack, model, images, labels, [0.02]).accuracy[0.02]
-        for name, attack in (("fgsm", attacks.fgsm()), ("pgd", attacks.pgd()))
+    model, images, labels = random_network()
+    fooled = [attack(model, images, labels)["fooled"].sum() for attack in (FGSM((0.02,)), PGD((0.02,)))]
+    assert fooled[1] >= fooled[0] > 0
+
+
+@pytest.mark.parametrize("form", ["today", "2018"])
+def test_deepfool_finds_the_nearest_border(bright_or_dark, form):
+    run, split = bright_or_dark
+    found = DeepFool(form)(run.model, split.images, split.labels)
+    ratios = torch.tensor([abs(level - 0.5) / level for level in LEVELS])
+    assert found["fooled"].all()
+    torch.testing.assert_close(found["ratio"], ratios, rtol=0.1, atol=5e-3)  # it steps over the border a little
+
+
+def test_the_form_of_2018_is_today_s_until_a_wall_is_met():
+    model, images, labels = random_network(count=8)
+    inside, walls = 0.4 + 0.2 * images, images.round()
+    for x, alike in ((inside, True), (walls, False)):
+        labels = attacks.predictions(model, x)
+        today, then = (
+            attacks._foolbox(attack(steps=10, overshoot=0.02), model, x, labels, None)[0]
+            for attack in (foolbox.attacks.L2DeepFoolAttack, attacks.ClippedDeepFool)
+        )
+        assert torch.allclose(today, then, atol=1e-5) == alike
+
+
+def test_accuracy_at_a_ratio_and_rho_follow_equations_8_and_9():
+    outcome = {
+        "right": torch.tensor([True, True, True, False]),
+        "fooled": torch.tensor([True, True, False, True]),
+        "ratio": torch.tensor([0.1, 0.3, 0.05, 0.0]),
     }
-    assert by["pgd"] <= by["fgsm"] < 100
+    assert evaluation.accuracy_at_ratio(outcome, 0.1) == 50
+    assert evaluation.accuracy_at_ratio(outcome, 0.3) == 25  # the third was never fooled
+    assert evaluation.robustness(outcome) == pytest.approx((0.1 + 0.3 + 0.05) / 4)
 
 
-def test_gradients_that_are_exactly_zero_are_counted(bright_or_dark):
-    model, images, labels = bright_or_dark
+def test_carlini_and_wagner_reach_the_second_class_and_never_with_a_black_image():
+    model, images, labels = random_network(count=8)
+    labels[0] = (labels[0] + 1) % 10  # wrong before the attack: not attacked
+    found = CarliniWagner(steps=100, search_steps=4, stepsize=5e-2)(model, images, labels)
+    assert found["fooled"].tolist() == [False] + [True] * 7
+    assert (found["distance"][1:] > 0).all()
+
+
+def test_a_failed_carlini_and_wagner_is_no_success(bright_or_dark):
+    """Foolbox returns a black image then, which this model puts into the class that is aimed at."""
+    run, split = bright_or_dark
+    bright = split.images[-1:]
+    found = CarliniWagner(steps=1, search_steps=1)(run.model, bright, torch.tensor([1]))
+    assert not found["fooled"].any()
+
+
+def test_images_for_another_network_are_those_of_its_own_fgsm():
+    model, images, labels = random_network()
+    other = models.paper_mnist_cnn("ccn").eval()
+    found = Transfer(other, "0", (0.1, 0.3))(model, images, labels)
+    for index, epsilon in enumerate((0.1, 0.3)):
+        crafted = attacks.adversarial_images(other, images, labels, epsilon)
+        assert torch.equal(found["fooled"][:, index], attacks.predictions(model, crafted) != labels)
+    own = Transfer(model, "0", (0.1,))(model, images, labels)
+    assert torch.equal(own["fooled"], FGSM((0.1,))(model, images, labels)["fooled"])
+    assert own["agrees"].all()
+
+
+def test_gradients_that_are_exactly_zero_are_counted(bright_or_dark, tmp_path):
+    run, split = bright_or_dark
 
     class Saturated(torch.nn.Module):
         def forward(self, images):
-            return model(images) * 1e6
+            return run.model(images) * 1e6
 
-    found = attacks.accuracy_under(attacks.fgsm(), Saturated(), images, labels, [0.5])
-    assert found.zero_gradients == 1
-    assert found.accuracy[0.5] == 100  # which is why the share is reported
+    found = evaluation.evaluate(as_run(Saturated()), FGSM((0.5,)), split, None, tmp_path)
+    assert found["zero_gradient"].all()
+    assert evaluation.accuracy(found).item() == 100  # which is why the share is reported
 
 
-def test_batches_do_not_change_the_result(bright_or_dark):
-    model, images, labels = bright_or_dark
-    results = {
-        attacks.accuracy_under(attacks.fgsm(), model, images, labels, [0.1], batch_size=size).accuracy[0.1]
-        for size in (1, 4, 6)
-    }
+@pytest.mark.parametrize("attack", [FGSM, PGD])
+def test_batches_do_not_change_the_result(bright_or_dark, tmp_path, attack):
+    results = {accuracies(bright_or_dark, attack((0.1,), batch_size=size), tmp_path)[0.1] for size in (1, 4, 6)}
     assert len(results) == 1

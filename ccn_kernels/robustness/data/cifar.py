@@ -34,7 +34,7 @@ def load(path: Path, device: torch.device | str) -> Dataset:
 
 def _layout(path: Path) -> tuple[Path, Callable[[Path, str], np.ndarray]]:
     """Where the files are, and what reads one of them into records [10000, 1 + 3072]."""
-    for folder in (path, *(path / name for name in FOLDERS)):
+    for folder in (path, *(home / name for home in (path, path / "cifar10") for name in FOLDERS)):
         for suffix, read in ((".bin", _read_binary), ("", _read_pickle)):
             if any((folder / f"{name}{suffix}").exists() for name in (*TRAIN, *TEST)):
                 return folder, read

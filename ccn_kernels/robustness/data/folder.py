@@ -1,9 +1,10 @@
-"""Trees of image files, one folder a class: ILSVRC-2012, or any other. Decoded as they are read, by worker processes."""
+"""Trees of image files, one folder a class: ILSVRC-2012, or any other. Decoded as they are read, by processes."""
 
 from __future__ import annotations
 
 import logging
 import math
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -73,6 +74,7 @@ class FolderSplit:
         ]
         if not found:
             raise FileNotFoundError(f"{root} has no images: files like {root / (classes or ['CLASS'])[0]}/*.JPEG")
+        random.Random(0).shuffle(found)  # so that the first ones are of every class
         self.paths = [path for path, _ in found]
         self.labels = torch.tensor([label for _, label in found])
         self.corrupt: list[Path] = []
@@ -143,7 +145,7 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
 def _random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
     width, height = image.size
     area = width * height * rng.uniform(*SCALES)
-    ratio = math.exp(rng.uniform(*map(math.log, RATIOS)))
+    ratio = math.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
     across, down = min(width, math.sqrt(area * ratio)), min(height, math.sqrt(area / ratio))
     left, top = rng.uniform(0, width - across), rng.uniform(0, height - down)
     cropped = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + across, top + down))

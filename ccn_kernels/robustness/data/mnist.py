@@ -22,6 +22,8 @@ _UBYTE = 8
 
 
 def load(path: Path, device: torch.device | str) -> Dataset:
+    homes = (path, path / "mnist", path / "MNIST" / "raw")
+    path = next((home for home in homes if any(home.glob("*-ubyte*"))), path)
     arrays = [torch.from_numpy(_read_idx(path, name)) for name in FILES]
     train, test = (
         TensorSplit(arrays[i].float().unsqueeze(1) / 255, arrays[i + 1].long(), device) for i in (0, 2)

@@ -60,11 +60,11 @@ class TensorSplit:
     def batches(
         self, order: Sequence[int] | Tensor, batch_size: int, augment_seed: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        for number, chosen in enumerate(torch.as_tensor(order, dtype=torch.int64).split(batch_size)):
-            chosen = chosen.to(self.images.device)
+        for chosen in torch.as_tensor(order, dtype=torch.int64).split(batch_size):
+            first, chosen = chosen[:1].sum().item(), chosen.to(self.images.device)
             images = self.images[chosen]
-            if self.augmented and augment_seed is not None:
-                images = crop_and_flip(images, augment_seed * 1_000_003 + number)
+            if self.augmented and augment_seed is not None:  # the batch's own seed: an epoch may be gone on with
+                images = crop_and_flip(images, augment_seed * 1_000_003 + int(first))
             yield images, self._labels[chosen]
 
 

@@ -1,0 +1,78 @@
+import dataclasses
+
+import pytest
+import torch
+
+from ccn_kernels.robustness import evaluation
+from ccn_kernels.robustness.attacks import FGSM, PGD
+
+
+@dataclasses.dataclass(frozen=True)
+class Killed(PGD):
+    """PGD, which dies in its third batch."""
+
+    calls = 0
+
+    def __call__(self, *args):
+        type(self).calls += 1
+        if type(self).calls == 3:
+            raise KeyboardInterrupt
+        return super().__call__(*args)
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    monkeypatch.setattr(Killed, "calls", 0)
+    return Killed((0.05, 0.1), steps=3, batch_size=1)
+
+
+def test_a_killed_evaluation_goes_on_and_ends_the_same(bright_or_dark, tmp_path, killed):
+    run, split = bright_or_dark
+    whole = evaluation.evaluate(run, PGD((0.05, 0.1), steps=3, batch_size=1), split, None, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate(run, killed, split, None, tmp_path / "parts")
+    resumed = evaluation.evaluate(run, killed, split, None, tmp_path / "parts")
+    assert Killed.calls == 3 + 4  # of six
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_what_is_done_is_not_done_again_and_more_images_are_added(bright_or_dark, tmp_path):
+    run, split = bright_or_dark
+    attack = FGSM((0.1,), batch_size=2)
+    few = evaluation.evaluate(run, attack, split, 2, tmp_path)
+    (path,) = tmp_path.iterdir()
+    written = path.stat().st_mtime_ns
+    assert torch.equal(evaluation.evaluate(run, attack, split, 2, tmp_path)["fooled"], few["fooled"])
+    assert path.stat().st_mtime_ns == written
+    many = evaluation.evaluate(run, attack, split, None, tmp_path)
+    assert len(many["fooled"]) == 6
+    assert torch.equal(many["fooled"][:2], few["fooled"])
+    assert len(evaluation.evaluate(run, attack, split, 2, tmp_path)["fooled"]) == 2
+
+
+def test_other_weights_and_other_settings_have_outcomes_of_their_own(bright_or_dark, tmp_path):
+    run, split = bright_or_dark
+    evaluation.evaluate(run, FGSM((0.1,)), split, None, tmp_path)
+    evaluation.evaluate(run, FGSM((0.2,)), split, None, tmp_path)
+    other = dataclasses.replace(run, record={"weights_sha256": "1"})
+    evaluation.evaluate(other, FGSM((0.1,)), split, None, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
+def test_a_damaged_outcome_is_done_again(bright_or_dark, tmp_path, damage, caplog):
+    run, split = bright_or_dark
+    first = evaluation.evaluate(run, FGSM((0.1,)), split, None, tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-3] if damage is None else damage)
+    again = evaluation.evaluate(run, FGSM((0.1,)), split, None, tmp_path)
+    assert torch.equal(first["fooled"], again["fooled"])
+    assert "done again" in caplog.text
+
+
+def test_images_can_be_left_out_at_the_front(bright_or_dark, tmp_path):
+    run, split = bright_or_dark
+    found = evaluation.evaluate(run, FGSM((0.1,)), split, None, tmp_path, skip=4)
+    whole = evaluation.evaluate(run, FGSM((0.1,)), split, None, tmp_path)
+    assert torch.equal(found["fooled"], whole["fooled"][4:])

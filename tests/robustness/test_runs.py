@@ -1,0 +1,86 @@
+"""Trained networks as files: what is not one is refused, and nothing in a file is executed."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ccn_kernels.robustness import runs
+from ccn_kernels.robustness.runs import Network
+
+
+@pytest.fixture
+def saved(few_digits, tmp_path):
+    network = Network("mnist_cnn", "ccn")
+    return runs.save(tmp_path, network, network.build(few_digits.shape, 10), few_digits, {"data": "few"}), tmp_path
+
+
+def test_a_run_comes_back_as_it_was(saved):
+    run, folder = saved
+    for path in (folder, folder / runs.WEIGHTS):
+        again = runs.load(path)
+        assert again.network == run.network
+        assert again.record == run.record
+        x = torch.rand(2, 1, 28, 28)
+        assert torch.equal(again.model(x), run.model(x))
+
+
+def test_what_is_missing_damaged_or_another_network_is_said(saved, tmp_path):
+    _, folder = saved
+    with pytest.raises(FileNotFoundError, match="ccn train"):
+        runs.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="expected a Network.*'sm'"):
+        runs.load(folder, network=Network("mnist_cnn", "sm"))
+    weights = folder / runs.WEIGHTS
+    content = weights.read_bytes()
+    for damaged in (content[:-9], content[:20], b""):
+        weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is damaged"):
+            runs.load(folder)
+    flipped = bytearray(content)
+    flipped[-1] ^= 1
+    weights.write_bytes(flipped)
+    with pytest.raises(ValueError, match="is not what"):
+        runs.load(folder)
+
+
+def test_a_plain_network_s_weights_do_not_pass_for_a_compact_one_s(saved):
+    _, folder = saved
+    state = load_file(folder / runs.WEIGHTS)
+    header = {"ccn": json.dumps({"network": {"architecture": "mnist_cnn", "variant": "ccn"}, "shape": [1, 28, 28],
+                                 "classes": 10})}  # fmt: skip
+    plain = {name: tensor for name, tensor in state.items() if not name.endswith("alpha")}
+    save_file(plain, folder / runs.WEIGHTS, header)
+    with pytest.raises(ValueError, match="does not fit"):
+        runs.load(folder)
+    save_file(plain, folder / runs.WEIGHTS)
+    with pytest.raises(ValueError, match="names no network"):
+        runs.load(folder)
+
+
+class Stranger:
+    def __reduce__(self):
+        return (pytest.fail, ("a checkpoint ran code",))
+
+
+def test_a_stranger_s_pickle_runs_no_code(few_digits, tmp_path):
+    from ccn_kernels.robustness import training
+    from ccn_kernels.robustness.config import TrainConfig
+
+    (tmp_path / runs.WEIGHTS).write_bytes(pickle.dumps(Stranger()))
+    with pytest.raises(ValueError, match="is damaged"):
+        runs.load(tmp_path)
+    torch.save({"identity": Stranger()}, tmp_path / training.PROGRESS)
+    with pytest.raises(ValueError, match="is damaged"):
+        training.train(Network("mnist_cnn"), few_digits, TrainConfig(epochs=1), tmp_path)
+
+
+def test_networks_take_the_images_they_are_for():
+    with pytest.raises(ValueError, match="1x28x28"):
+        Network("mnist_cnn").build((3, 32, 32), 10)
+    with pytest.raises(ValueError, match="architecture must be one of"):
+        Network("resnet").build((3, 32, 32), 10)
+    assert Network("vgg11", "ccn", width=0.125).build((3, 64, 64), 7)(torch.rand(2, 3, 64, 64)).shape == (2, 7)
+    assert Network("mnist_cnn", "ccn", "fc1").title == "CCN, compact fc1"
