@@ -77,7 +77,7 @@ def save(folder: Path, network: Network, model: nn.Module, data: Dataset, record
     header = {"ccn": json.dumps({"network": asdict(network), "shape": data.shape, "classes": data.classes})}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write(folder / WEIGHTS, lambda temporary: save_file(state, temporary, header))
-    record = {**record, "weights_sha256": _digest(folder / WEIGHTS)}
+    record = json.loads(json.dumps({**record, "weights_sha256": _digest(folder / WEIGHTS)}))  # as it is read again
     write_json(folder / RECORD, record)
     return Run(network, model.eval(), record)
 

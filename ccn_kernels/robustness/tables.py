@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -91,6 +92,8 @@ def _grid(entries: Sequence[Entry], compared: bool = True) -> str:
 
 def _number(cell: Cell, measured: Measured, compared: bool) -> str:
     places = {"rho_adv": 3, "mean_l2_distance": 3, "robustness_pct": 4}.get(cell.metric, 1)
+    if math.isnan(measured.value):  # of no images
+        return "none" if cell.paper is None else f"none ({cell.paper:g})"
     text = f"{measured.value:.{places}f}"
     if cell.paper is None or not compared:
         return text
@@ -164,6 +167,6 @@ def _csv(entries: Sequence[Entry]) -> str:
 def _json(number: int, lab: Lab, entries: Sequence[Entry]) -> dict[str, Any]:
     cells = [{**asdict(cell), "ours": measured.value, "images": measured.images, **measured.notes}
              for cell, measured in entries]  # fmt: skip
-    kept = [{key: value for key, value in cell.items() if value not in (None, "")} for cell in cells]
+    kept = [{key: value for key, value in cell.items() if value is not None and value == value} for cell in cells]
     return {"table": number, "scale": lab.scale.name, "seed": lab.seed, "changes": lab.changes,
             "environment": report(), "cells": kept}  # fmt: skip

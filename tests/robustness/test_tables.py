@@ -1,0 +1,108 @@
+"""The paper's tables as lists of cells, and what is printed and written of them."""
+
+import csv
+import json
+
+import pytest
+
+from ccn_kernels.robustness import paper, scales, tables
+from ccn_kernels.robustness.lab import Measured
+
+
+def printed(table, **wanted):
+    return [cell for cell in paper.cells(table) if cell.paper is not None
+            and all(getattr(cell, name) == value for name, value in wanted.items())]  # fmt: skip
+
+
+def value(table, row, **wanted):
+    (cell,) = printed(table, row=row, **wanted)
+    return cell.paper
+
+
+def test_every_printed_number_has_a_cell():
+    assert sum(len(printed(table)) for table in paper.TABLES) == 414
+    for table in paper.TABLES:
+        places = [(cell.dataset, cell.row, cell.column) for cell in paper.cells(table)]
+        assert len(set(places)) == len(places), table
+
+
+def test_cells_say_what_was_printed():
+    assert value(1, "CCN", dataset="mnist", epsilon=0.3) == 81.38
+    assert value(1, "CCN+LS", dataset="cifar10", epsilon=8 / 255) == 76.8
+    assert value(2, "SM", dataset="mnist", ratio=0.5) == 0.53
+    assert value(3, "CCN+LS", dataset="mnist") == 0.827
+    assert value(4, "SM", dataset="cifar10", epsilon=16 / 255, adversarial_epsilon=8 / 255) == 43.09
+    assert value(5, "CCN", attack="deepfool") == 0.1439
+    assert value(6, "L2SM", epsilon=0.2) == 93.37
+    assert value(7, "CCN", source="SM") == 64.15
+    assert value(11, "CCN+LS", metric="success_pct") == 96.54
+    assert value(13, "fc2", epsilon=0.3, compact_layer="fc2") == 58.71
+
+
+def test_tables_repeat_one_another_as_the_paper_s_do():
+    for method in ("SM", "CCN", "CCN+LS"):
+        assert value(7, method, source=method) == value(1, method, dataset="mnist", epsilon=0.3)
+        assert value(8, method, source=method) == value(1, method, dataset="cifar10", epsilon=8 / 255)
+        assert value(9, method, dataset="mnist", epsilon=0.4) == value(1, method, dataset="mnist", epsilon=0.4)
+
+
+def test_ours_adds_columns_that_the_paper_has_not():
+    assert {cell.attack for cell in paper.cells(2) if cell.paper is None} == {"deepfool_2018"}
+    assert {cell.epsilon for cell in paper.cells(4) if cell.attack == "pgd"} == {0.3, 8 / 255}
+
+
+@pytest.mark.parametrize("table", [0, 10, 14])
+def test_an_unknown_table_is_refused(table):
+    with pytest.raises(ValueError, match="table must be one of"):
+        paper.cells(table)
+
+
+class Parrot:
+    """A lab that measures what the paper printed, plus one, but for what it is told."""
+
+    def __init__(self, **differently):
+        self.scale, self.changes, self.seed = scales.SMALL, {}, 0
+        self.differently = differently
+
+    def measure(self, cell):
+        number = (cell.paper or 0) + 1
+        return Measured(self.differently.get(f"{cell.row}_{cell.source}", number), 10, {"zero gradients": 12.5})
+
+
+@pytest.mark.parametrize("number", paper.TABLES)
+def test_a_table_is_printed_and_written(number, tmp_path):
+    text = tables.run(number, Parrot(), paper.DATASETS, tmp_path)
+    assert f"Table {number}." in text
+    assert text.count("+1.0") + text.count("+1.000") >= len(printed(number))
+    assert "12.5" in text
+    assert (tmp_path / f"table{number}.md").read_text() == text + "\n"
+    with open(tmp_path / f"table{number}.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(paper.cells(number))
+    assert all(float(row["difference"]) == pytest.approx(1) for row in rows if row["paper"])
+    written = json.loads((tmp_path / f"table{number}.json").read_text())
+    assert [cell["ours"] for cell in written["cells"]] == [float(row["ours"]) for row in rows]
+    assert written["cells"][0]["zero gradients"] == 12.5
+    assert (tmp_path / f"table{number}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_number_of_no_images_is_none(tmp_path):
+    text = tables.run(11, Parrot(SM_None=float("nan")), ["mnist"], tmp_path)
+    assert "none (1.393)" in text
+    assert "NaN" not in (tmp_path / "table11.json").read_text()
+
+
+def test_a_table_of_one_data_set(tmp_path):
+    text = tables.run(1, Parrot(), ["mnist"], tmp_path)
+    assert "MNIST" in text
+    assert "CIFAR" not in text
+    with pytest.raises(ValueError, match="table 12 has nothing on mnist"):
+        tables.run(12, Parrot(), ["mnist"], tmp_path)
+
+
+def test_transfer_is_read_both_ways_and_masked_rows_are_flagged(tmp_path):
+    text = tables.run(7, Parrot(SM_SM=50, SM_CCN=40), ["mnist"], tmp_path)
+    assert "rows crafted on and columns tested on" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("SM: masked?")]
+    assert "crafted on CCN" in line
+    assert "40.0" in line
