@@ -62,6 +62,7 @@ ALLOWED = {
         "bench.command",
         "env_report",
         "robustness",
+        "robustness.command",
         "robustness.demo",
         "version",
         "workloads",

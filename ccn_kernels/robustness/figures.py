@@ -117,7 +117,7 @@ def curves(path: Path, title: str, panels: Mapping[str, Any]) -> Path:
             label, points = row if whose == "ours" else None, sorted(line.items())
             axis.plot(*zip(*points, strict=True), style, color=color, marker=marker, markersize=5, label=label)
         axis.plot([], [], ":", color="#555555", label="the paper's")
-        axis.set(title=name, xlabel=panel["x"], ylabel=panel["y"])
+        axis.set(title=name, xlabel=panel["x"], ylabel=panel["y"], ylim=(-2, 102))
         axis.grid(alpha=0.3)
         axis.legend(fontsize=9)
     return save(figure, path)

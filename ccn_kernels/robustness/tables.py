@@ -47,7 +47,7 @@ def run(number: int, lab: Lab, datasets: Sequence[str], out: Path) -> str:
     write(stem.with_suffix(".md"), lambda path: path.write_text(text + "\n"))
     write(stem.with_suffix(".csv"), lambda path: path.write_text(_csv(entries)))
     write_json(stem.with_suffix(".json"), _json(number, lab, entries))
-    _picture(stem.with_suffix(".png"), number, entries)
+    _picture(stem.with_suffix(".png"), number, lab, entries)
     return text
 
 
@@ -60,7 +60,9 @@ def _text(number: int, lab: Lab, entries: Sequence[Entry]) -> str:
     for dataset in dict.fromkeys(entry.cell.dataset for entry in entries):
         mine = [entry for entry in entries if entry.cell.dataset == dataset]
         parts.append(_heading(dataset, lab, mine))
-        parts.append(_grid(mine))
+        ours_alone = [entry for entry in mine if entry.cell.paper is None]
+        parts.append(_grid([entry for entry in mine if entry.cell.paper is not None]))
+        parts += ["Not in the paper:", _grid(ours_alone)] if ours_alone else []
         if number in (7, 8):
             parts.append("The other reading, rows crafted on and columns tested on:")
             parts.append(_grid([entry._replace(cell=_transposed(entry.cell)) for entry in mine], compared=False))
@@ -70,12 +72,15 @@ def _text(number: int, lab: Lab, entries: Sequence[Entry]) -> str:
 
 
 def _heading(dataset: str, lab: Lab, entries: Sequence[Entry]) -> str:
-    stand_in = STANDS_FOR.get(lab.scale.data[dataset])
-    where = DATASET_TITLES[dataset] + (f" (here: {stand_in})" if stand_in else "")
     epochs = lab.scale.config(dataset, lab.changes).epochs
     counts = sorted({(entry.cell.attack, entry.measured.images) for entry in entries})
     images = ", ".join(f"{attack} {count:,}" for attack, count in counts if attack != "none")
-    return f"**{where}**; {epochs} epochs, seed {lab.seed}; attacked images: {images}"
+    return f"**{_name(dataset, lab)}**; {epochs} epochs, seed {lab.seed}; attacked images: {images}"
+
+
+def _name(dataset: str, lab: Lab) -> str:
+    stand_in = STANDS_FOR.get(lab.scale.data[dataset])
+    return DATASET_TITLES[dataset] + (f" (here: {stand_in})" if stand_in else "")
 
 
 def _grid(entries: Sequence[Entry], compared: bool = True) -> str:
@@ -117,11 +122,11 @@ def _flags(entries: Sequence[Entry]) -> str:
     return "\n".join(lines)
 
 
-def _picture(path: Path, number: int, entries: Sequence[Entry]) -> None:
+def _picture(path: Path, number: int, lab: Lab, entries: Sequence[Entry]) -> None:
     """Curves where a table has a radius or a ratio, a matrix for transfer, bars for the rest."""
     panels: dict[str, list[Entry]] = {}
     for entry in entries:
-        panels.setdefault(DATASET_TITLES[entry.cell.dataset], []).append(entry)
+        panels.setdefault(_name(entry.cell.dataset, lab), []).append(entry)
     if number in (7, 8):
         methods = list(dict.fromkeys(cell.row for cell, _ in entries))
         values = np.array([measured.value for _, measured in entries]).reshape(len(methods), -1)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from small import as_run, part
 
-from ccn_kernels.robustness import data, runs
+from ccn_kernels.robustness import data
 from ccn_kernels.robustness.data.splits import TensorSplit
 
 
@@ -11,11 +12,6 @@ from ccn_kernels.robustness.data.splits import TensorSplit
 def isolated():
     """Replaces the fixture that poisons memory: its deterministic mode makes oneDNN's convolutions take ages."""
     torch.manual_seed(0)
-
-
-def part(split, count):
-    images, labels = next(split.batches(range(count), count))
-    return TensorSplit(images, labels, "cpu", split.augmented)
 
 
 @pytest.fixture
@@ -36,7 +32,3 @@ def bright_or_dark():
     levels = torch.tensor([0.1, 0.35, 0.45, 0.55, 0.65, 0.9])
     images = levels.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone()
     return as_run(Mean()), TensorSplit(images, (levels > 0.5).long(), "cpu")
-
-
-def as_run(model, digest="0"):
-    return runs.Run(runs.Network("mnist_cnn"), model, {"weights_sha256": digest})

@@ -4,7 +4,7 @@ import foolbox
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import as_run
+from small import as_run
 
 from ccn_kernels import models
 from ccn_kernels.robustness import attacks, evaluation
@@ -16,8 +16,8 @@ LEVELS = (0.1, 0.35, 0.45, 0.55, 0.65, 0.9)  # of bright_or_dark
 
 def accuracies(found, attack, folder):
     run, split = found
-    return dict(zip(attack.epsilons, evaluation.accuracy(evaluation.evaluate(run, attack, split, None, folder)).tolist(),
-                    strict=True))  # fmt: skip
+    outcome = evaluation.evaluate(run, attack, split, None, folder)
+    return dict(zip(attack.epsilons, evaluation.accuracy(outcome).tolist(), strict=True))
 
 
 def test_accuracy_under_fgsm_is_known_where_the_border_is_known(bright_or_dark, tmp_path):

@@ -157,12 +157,12 @@ def test_missing_and_damaged_files_of_cifar10_are_named(tiny_cifar):
     with pytest.raises(FileNotFoundError, match="data_batch_3"):
         data.load("cifar10", folder)
     path.write_bytes(content[:-10])
-    with pytest.raises(ValueError, match="data_batch_3.* is damaged"):
+    with pytest.raises(ValueError, match=r"data_batch_3.* is damaged"):
         data.load("cifar10", folder)
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 1
     path.write_bytes(flipped)
-    with pytest.raises(ValueError, match="training images in .* are damaged"):
+    with pytest.raises(ValueError, match=r"training images in .* are damaged"):
         data.load("cifar10", folder)
 
 
@@ -232,7 +232,7 @@ def test_what_is_wrong_with_a_tree_is_said(image_tree, tmp_path):
     with pytest.raises(ValueError, match="on_corrupt must be one of"):
         data.load("folder", image_tree, on_corrupt="ignore")
     (image_tree / "val" / "green").mkdir()
-    with pytest.raises(ValueError, match="classes that .* has not: green"):
+    with pytest.raises(ValueError, match=r"classes that .* has not: green"):
         data.load("folder", image_tree)
     with pytest.raises(FileNotFoundError, match="a folder of images for each class is expected"):
         data.load("folder", image_tree / "train")

@@ -13,27 +13,27 @@ CONFIG = dataclasses.replace(demo.DEFAULTS["digits"], epochs=1)
 def small(few_digits, monkeypatch):
     monkeypatch.setattr(data, "load", lambda name, folder: few_digits)
     # ten digits of ten classes are drawn: these are the first of each class
-    assert few_digits.test_labels.unique().numel() == 10
+    assert few_digits.test.labels.unique().numel() == 10
 
 
 @pytest.mark.usefixtures("small")
 def test_the_demo_leaves_a_table_a_picture_and_results_and_goes_on(tmp_path, monkeypatch, capsys):
     attack = demo._attack
 
-    def interrupted(name, *args):
-        if name == "CCN":
+    def interrupted(trained, *args):
+        if trained.network.title == "CCN":
             raise KeyboardInterrupt
-        return attack(name, *args)
+        return attack(trained, *args)
 
     with monkeypatch.context() as context:
         context.setattr(demo, "_attack", interrupted)
         with pytest.raises(KeyboardInterrupt):
             demo.run("digits", None, tmp_path, CONFIG)
-    kept = tmp_path / "sm.attacks.json"
-    written = kept.stat().st_mtime_ns
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert len(kept) == 4  # two networks, two attacks on the first
 
     picture = demo.run("digits", None, tmp_path, CONFIG)
-    assert kept.stat().st_mtime_ns == written
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
     assert picture.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert str(picture) in printed

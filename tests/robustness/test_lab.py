@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import part
+from small import part
 
 from ccn_kernels.robustness import data, features, paper, scales, substitute
 from ccn_kernels.robustness.lab import Lab
@@ -32,7 +32,9 @@ def lab(tmp_path, monkeypatch):
 
 
 def cell(table, **wanted):
-    return next(cell for cell in paper.cells(table) if all(getattr(cell, name) == value for name, value in wanted.items()))
+    return next(
+        cell for cell in paper.cells(table) if all(getattr(cell, name) == value for name, value in wanted.items())
+    )
 
 
 @pytest.mark.parametrize("table", paper.TABLES)
@@ -66,7 +68,9 @@ def test_a_compact_fc3_alone_is_l2sm_bit_for_bit(lab):
 
 
 def test_deepfool_s_accuracy_falls_with_the_ratio_that_is_allowed(lab):
-    values = [lab.measure(c).value for c in paper.cells(2) if (c.dataset, c.method, c.attack) == ("mnist", "SM", "deepfool")]
+    values = [
+        lab.measure(c).value for c in paper.cells(2) if (c.dataset, c.method, c.attack) == ("mnist", "SM", "deepfool")
+    ]
     assert values == sorted(values, reverse=True)
 
 
@@ -82,7 +86,7 @@ def test_the_substitute_sees_no_image_that_it_is_judged_on(lab, monkeypatch):
 
 def test_a_substitute_learns_its_oracle():
     digits = data.load("digits")
-    images, labels = next(digits.train.batches(range(150), 150))
+    images, _ = next(digits.train.batches(range(150), 150))
 
     class Oracle(torch.nn.Module):
         """Classes of the image's brighter half."""

@@ -31,7 +31,7 @@ def test_what_is_missing_damaged_or_another_network_is_said(saved, tmp_path):
     _, folder = saved
     with pytest.raises(FileNotFoundError, match="ccn train"):
         runs.load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="expected a Network.*'sm'"):
+    with pytest.raises(ValueError, match=r"expected a Network.*'sm'"):
         runs.load(folder, network=Network("mnist_cnn", "sm"))
     weights = folder / runs.WEIGHTS
     content = weights.read_bytes()

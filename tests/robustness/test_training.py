@@ -19,7 +19,9 @@ SM = Network("mnist_cnn", "sm")
 
 def same(a, b):
     states = a.state_dict(), b.state_dict()
-    return states[0].keys() == states[1].keys() and all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][key], states[1][key]) for key in states[0]
+    )
 
 
 def killed_after(context, steps):
@@ -194,7 +196,9 @@ def test_torchrun_s_processes_train_one_network(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     subprocess.run([*two, str(tmp_path / "two")], check=True, env=environment, capture_output=True)
-    subprocess.run([sys.executable, str(script), str(tmp_path / "one")], check=True, env=environment, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "one")], check=True, env=environment, capture_output=True
+    )
     one, both = (json.loads((tmp_path / name / runs.RECORD).read_text()) for name in ("one", "two"))
     assert both["history"][0]["loss"] == pytest.approx(one["history"][0]["loss"], rel=0.3)
     assert both["test_accuracy"] > 50
