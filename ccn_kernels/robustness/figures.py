@@ -49,7 +49,7 @@ def samples(path: Path, title: str, rows: Mapping[str, tuple[Tensor, Sequence[st
     """
     count = len(next(iter(rows.values()))[1])
     figure = Figure(figsize=(0.9 * count + 1.2, 1.15 * len(rows) + 0.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     draw_samples(figure, rows)
     return save(figure, path)
 
@@ -75,7 +75,7 @@ def scatter(path: Path, title: str, panels: Mapping[tuple[str, str], np.ndarray]
     """
     rows, columns = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
     figure = Figure(figsize=(3.6 * len(columns) + 0.8, 3.4 * len(rows) + 0.6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     for axis, ((row, column), points) in zip(figure.subplots(len(rows), len(columns), squeeze=False).flat,
                                              panels.items(), strict=True):  # fmt: skip
         for label in np.unique(labels):
@@ -90,7 +90,7 @@ def scatter(path: Path, title: str, panels: Mapping[tuple[str, str], np.ndarray]
 def spectra(path: Path, title: str, panels: Mapping[str, Mapping[str, np.ndarray]]) -> Path:
     """Singular values, each as a share of the largest, in a panel a layer with a line a method: figure 6."""
     figure = Figure(figsize=(4 * len(panels), 3.8), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     for axis, (layer, lines) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
         for name, values in lines.items():
             color, marker = STYLES[name]
@@ -109,7 +109,7 @@ def curves(path: Path, title: str, panels: Mapping[str, Any]) -> Path:
         panels: per data set: "x" and "y", the axes' labels, and "lines", {(row, whose): {x: y}}.
     """
     figure = Figure(figsize=(6.4 * len(panels), 4.6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     for axis, (name, panel) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
         for (row, whose), line in panel["lines"].items():
             color, marker = STYLES.get(row, ("#999999", "."))
@@ -119,7 +119,7 @@ def curves(path: Path, title: str, panels: Mapping[str, Any]) -> Path:
         axis.plot([], [], ":", color="#555555", label="the paper's")
         axis.set(title=name, xlabel=panel["x"], ylabel=panel["y"], ylim=(-2, 102))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=9)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4 * len(panels))
     return save(figure, path)
 
 
@@ -130,7 +130,7 @@ def bars(path: Path, title: str, panels: Mapping[str, Any]) -> Path:
         panels: per data set: "y", the axis's label, and "rows", {row: (ours, paper's or None)}.
     """
     figure = Figure(figsize=(6.4 * len(panels), 4.2), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     for axis, (name, panel) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
         places = np.arange(len(panel["rows"]))
         ours, papers = zip(*panel["rows"].values(), strict=True)
@@ -139,14 +139,14 @@ def bars(path: Path, title: str, panels: Mapping[str, Any]) -> Path:
         axis.set_xticks(places, list(panel["rows"]), rotation=30, ha="right")
         axis.set(title=name, ylabel=panel["y"])
         axis.grid(axis="y", alpha=0.3)
-        axis.legend(fontsize=9)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return save(figure, path)
 
 
 def matrix(path: Path, title: str, names: Sequence[str], panels: Mapping[str, np.ndarray]) -> Path:
     """Accuracies in percent as shades, tested on by row, crafted on by column: tables 7 and 8."""
     figure = Figure(figsize=(5.4 * len(panels), 4.8), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     for axis, (name, values) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
         image = axis.imshow(values, cmap="cividis", vmin=0, vmax=100)
         for (row, column), value in np.ndenumerate(values):

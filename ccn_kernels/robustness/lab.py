@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -93,41 +94,30 @@ class Lab:
             return Measured(run.record["test_accuracy"], len(self.data(cell.dataset).test), {})
         outcome = self.outcome(cell, run)
         notes = {"zero gradients": _percent(outcome["zero_gradient"])}
-        for key, name in (("agrees", "agreement"), ("fooled", "success")):
-            if key in outcome and (key != "fooled" or outcome[key].dim() == 1):
-                notes[name] = _percent(outcome[key][outcome["right"]] if key == "fooled" else outcome[key])
-        return Measured(self._value(cell, outcome), len(outcome["right"]), notes)
-
-    def _value(self, cell: Cell, outcome: Outcome) -> float:
-        if cell.ratio is not None:
-            return evaluation.accuracy_at_ratio(outcome, cell.ratio)
-        if cell.metric in ("rho_adv", "robustness_pct"):
-            return evaluation.robustness(outcome) * (100 if cell.metric == "robustness_pct" else 1)
-        if cell.metric == "success_pct":
-            return _percent(outcome["fooled"][outcome["right"]])
-        if cell.metric == "mean_l2_distance":
-            return outcome["distance"][outcome["fooled"]].double().mean().item()
-        return evaluation.accuracy(outcome)[_epsilons(cell.dataset, cell.attack).index(cell.epsilon)].item()
+        if "agrees" in outcome:
+            notes["agreement"] = _percent(outcome["agrees"])
+        if outcome["fooled"].dim() == 1:
+            notes["success"] = _percent(outcome["fooled"][outcome["right"]])
+        return Measured(_value(cell, outcome), len(outcome["right"]), notes)
 
     def outcome(self, cell: Cell, run: Run) -> Outcome:
         """What became of the images that the cell's attack saw."""
-        home = self._home(cell.dataset) / "attacks"
+        attack, split = self._attack(cell, run), self.data(cell.dataset).test
+        home, count = self._home(cell.dataset) / "attacks", self.scale.images.get(cell.attack)
         held = substitute.HELD_OUT if cell.attack == "substitute" else 0
-        count, split = self.scale.images.get(cell.attack), self.data(cell.dataset).test
-        return evaluation.evaluate(run, self._attack(cell, run), split, count, home, skip=held, seed=self.seed)
+        return evaluation.evaluate(run, attack, split, count, home, skip=held, seed=self.seed)
 
     def _attack(self, cell: Cell, run: Run) -> Attack:
         epsilons = _epsilons(cell.dataset, cell.attack)
-        if cell.attack == "fgsm" or (cell.attack == "transfer" and cell.source == cell.method):
-            return FGSM(epsilons)
-        if cell.attack == "pgd":
-            return PGD(epsilons)
-        if cell.attack == "deepfool":
-            return DeepFool()
-        if cell.attack == "deepfool_2018":
-            return DeepFool("2018")
-        if cell.attack == "cw":
-            return CarliniWagner(self.scale.cw_steps)
+        made: dict[str, Callable[[], Attack]] = {
+            "fgsm": lambda: FGSM(epsilons),
+            "pgd": lambda: PGD(epsilons),
+            "deepfool": DeepFool,
+            "deepfool_2018": lambda: DeepFool("2018"),
+            "cw": lambda: CarliniWagner(self.scale.cw_steps),
+        }
+        if cell.attack in made:
+            return made[cell.attack]()
         if cell.attack == "substitute":
             return Transfer(self._substitute(cell, run), f"substitute of {run.digest}", epsilons)
         assert cell.source is not None
@@ -153,10 +143,21 @@ class Lab:
         return self.folder / self.scale.data[dataset]
 
 
+def _value(cell: Cell, outcome: Outcome) -> float:
+    if cell.ratio is not None:
+        return evaluation.accuracy_at_ratio(outcome, cell.ratio)
+    if cell.metric in ("rho_adv", "robustness_pct"):
+        return evaluation.robustness(outcome) * (100 if cell.metric == "robustness_pct" else 1)
+    if cell.metric == "success_pct":
+        return _percent(outcome["fooled"][outcome["right"]])
+    if cell.metric == "mean_l2_distance":
+        return outcome["distance"][outcome["fooled"]].double().mean().item()
+    return evaluation.accuracy(outcome)[_epsilons(cell.dataset, cell.attack).index(cell.epsilon)].item()
+
+
 @cache
 def _epsilons(dataset: str, attack: str) -> tuple[float, ...]:
     """Every radius that any table has for an attack: one evaluation serves them all."""
-    attack = "fgsm" if attack == "transfer" else attack
     found = (cell for table in TABLES for cell in cells(table) if (cell.dataset, cell.attack) == (dataset, attack))
     return tuple(sorted({cell.epsilon for cell in found}))
 

@@ -79,7 +79,7 @@ def _records() -> list[dict[str, Any]]:
 def _printed(record: dict[str, Any]) -> Cell:
     setting, metric = record["setting"], record["metric"]
     place = setting.get("compact_layer")
-    attack = _ATTACKS.get(setting["attack"], setting["attack"])
+    attack = "fgsm" if setting.get("white_box") else _ATTACKS.get(setting["attack"], setting["attack"])
     return Cell(
         table=record["table"],
         dataset=record["dataset"],
