@@ -12,10 +12,14 @@ FUZZ = FUZZ_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=passive $(PYTHON) -m pytest --h
 ACCEPTED := $(if $(ACCEPT),--accept)
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test test-triton test-cuda fuzz fuzz-slice fuzz-seed fuzz-native fuzz-triton fuzz-cuda sanitize-cuda test-oldest-triton kernels cuda-kernels example behaviour guard lint dist bench readme gpu abi-check clean
+.PHONY: demo paper-smoke test test-triton test-cuda fuzz fuzz-slice fuzz-seed fuzz-native fuzz-triton fuzz-cuda sanitize-cuda test-oldest-triton kernels cuda-kernels example behaviour guard lint dist bench readme gpu abi-check clean
 
 demo: $(VENV)/built  ## trains and attacks plain and compact networks on digits, prints a table, draws a picture
 	$(VENV)/bin/ccn demo
+
+paper-smoke: $(VENV)/built  ## every table and figure of the paper, small: minutes on two cores
+	OMP_WAIT_POLICY=passive $(VENV)/bin/ccn table all --scale smoke
+	OMP_WAIT_POLICY=passive $(VENV)/bin/ccn figure all --scale smoke
 
 test: $(VENV)/built test-triton test-cuda  ## the test suite
 	OMP_WAIT_POLICY=passive $(PYTHON) -m pytest  # busy waiting costs dearly where cores are shared
