@@ -10,12 +10,20 @@ from typing import Any
 
 
 def write(path: Path, save: Callable[[Path], Any]) -> None:
-    """Calls ``save`` with a temporary path beside ``path``, then renames it."""
+    """Calls ``save`` with a temporary path beside ``path``, then renames it.
+
+    Raises:
+        OSError: it cannot be written, for want of space or rights; the message names it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         save(temporary)
         temporary.replace(path)
+    except OSError:
+        raise
+    except Exception as error:  # libraries have errors of their own for a full disk
+        raise OSError(f"{path} cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

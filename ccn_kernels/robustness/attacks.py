@@ -105,6 +105,7 @@ class CarliniWagner:
                 stepsize=self.stepsize,
                 confidence=0,
                 initial_const=self.initial_const,
+                abort_early=False,  # Foolbox judges the whole batch's progress: one image would stop its neighbours
             )
             criterion = foolbox.criteria.TargetedMisclassification(target[right])
             attacked, success = _foolbox(attack, model, images[right], criterion, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import typing
 from dataclasses import fields, replace
 from pathlib import Path
@@ -122,7 +123,13 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
 def _device(args: argparse.Namespace) -> str:
     import torch
 
-    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: PyTorch sees no CUDA GPU here")
+    if device == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun's: a process has a GPU of its own
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    return device
 
 
 def _loading(args: argparse.Namespace) -> dict[str, Any]:

@@ -59,9 +59,7 @@ def train(
         training.run(lambda: training.save(progress, identity) if rank == 0 else None)
         record = {**identity, "history": training.history, "seconds": training.seconds}
         record["test_accuracy"] = accuracy(training.model, data.test)
-        record["alpha"] = {
-            name: layer.alpha.item() for name, layer in training.model.named_modules() if hasattr(layer, "alpha")
-        }
+        record["alpha"] = {name: layer.alpha.item() for name, layer in _compact(training.model)}
         record["environment"] = report()
         if rank > 0:
             return Run(network, training.model.eval(), record)

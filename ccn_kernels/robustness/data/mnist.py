@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def _read_idx(path: Path, name: str) -> np.ndarray:
     content = _read(path, name)
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if digest != FILES[name]:
-        raise ValueError(f"{path / name} is damaged: its md5 is {digest}, expected {FILES[name]}")
+        raise ValueError(f"{path / name} (or .gz) is damaged: its md5 is {digest}, expected {FILES[name]}")
     kind, axes = content[2], content[3]
     assert kind == _UBYTE
     shape = np.frombuffer(content, ">i4", axes, offset=4)
@@ -47,7 +48,7 @@ def _read(path: Path, name: str) -> bytes:
     if zipped.exists():
         try:
             return gzip.decompress(zipped.read_bytes())
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{zipped} is damaged: {error}") from error
     if plain.exists():
         return plain.read_bytes()
