@@ -65,7 +65,7 @@ def compact_conv(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tens
 def branches(
     input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float, spec: ConvSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output [N, O, *out], quotient u / d (the same shape, at least fp32 for fp16) and norm [N, groups, *out]."""
+    """Output [N, O, *out], quotient u / d (the same shape, as wide as the products) and norm [N, groups, *out]."""
     input, spec = seen_pixels(input, tuple(weight.shape[2:]), spec)
     input = settled(input)
     norm = patch_norm(input, tuple(weight.shape[2:]), spec)
