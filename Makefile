@@ -15,14 +15,14 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csr
 .PHONY: demo paper-smoke test test-triton test-cuda fuzz fuzz-slice fuzz-seed fuzz-native fuzz-triton fuzz-cuda sanitize-cuda test-oldest-triton kernels cuda-kernels example behaviour guard lint dist bench readme gpu abi-check clean
 
 demo: $(VENV)/built  ## trains and attacks plain and compact networks on digits, prints a table, draws a picture
-	$(VENV)/bin/ccn demo
+	OMP_WAIT_POLICY=passive $(VENV)/bin/ccn demo  # busy waiting costs dearly where cores are shared
 
 paper-smoke: $(VENV)/built  ## every table and figure of the paper, small: minutes on two cores
 	OMP_WAIT_POLICY=passive $(VENV)/bin/ccn table all --scale smoke
 	OMP_WAIT_POLICY=passive $(VENV)/bin/ccn figure all --scale smoke
 
 test: $(VENV)/built test-triton test-cuda  ## the test suite
-	OMP_WAIT_POLICY=passive $(PYTHON) -m pytest  # busy waiting costs dearly where cores are shared
+	OMP_WAIT_POLICY=passive $(PYTHON) -m pytest
 
 test-triton: $(VENV)/built  ## the Triton kernels in Triton's interpreter: no GPU needed
 	$(INTERPRETED) $(PYTHON) -m pytest tests/triton_backend

@@ -48,6 +48,15 @@ def _widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype, memory_format=memory_format(tensor, tensor))
 
 
+def _product_dtype(input: Tensor) -> torch.dtype:
+    """fp16 products overflow where the quotient would not, and on CPUs that multiply bf16, ATen's go wrong.
+
+    With channels innermost, oneDNN (of PyTorch 2.13) gives wrong gradients of the weight, and overruns its memory.
+    """
+    narrow = input.dtype == torch.float16 or (input.dtype == torch.bfloat16 and input.device.type == "cpu")
+    return torch.float32 if narrow else input.dtype
+
+
 def compact_conv(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float, spec: ConvSpec) -> Tensor:
     """Equation 4 of the paper for one ``ConvSpec``: input [N, C, *spatial] to output [N, O, *out]."""
     return branches(input, weight, bias, alpha, spec)[0]
@@ -56,12 +65,11 @@ def compact_conv(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tens
 def branches(
     input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor | float, spec: ConvSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output [N, O, *out], quotient u / d (the same shape, at least fp32 for fp16) and norm [N, groups, *out]."""
+    """Output [N, O, *out], quotient u / d (the same shape, as wide as the products) and norm [N, groups, *out]."""
     input, spec = seen_pixels(input, tuple(weight.shape[2:]), spec)
     input = settled(input)
     norm = patch_norm(input, tuple(weight.shape[2:]), spec)
-    # fp16 products overflow where the quotient would not
-    compute = torch.float32 if input.dtype == torch.float16 else input.dtype
+    compute = _product_dtype(input)
     x, w = _widened(input, compute), _widened(weight, compute)
     if spec.rank:
         product = _CONV[spec.rank](x, w, None, spec.stride, spec.padding, spec.dilation, spec.groups)

@@ -109,7 +109,8 @@ def differentiate(call, operands, grad):
 def two_branch(x, w, b, alpha, delta, relu, groups=1, **geometry):
     """Figure 4 of the paper in native dtype. Its one liberty is the root, guarded so that zero patches compare."""
     rank = w.dim() - 2
-    conv, x, w = CONVS[rank], x.contiguous(), w.contiguous()  # the yardstick keeps to PyTorch's best-trodden path
+    # the yardstick keeps to PyTorch's best-trodden path; contiguous() would let strides be that channels_last has too
+    conv, x, w = CONVS[rank], *(tensor.clone(memory_format=torch.contiguous_format) for tensor in (x, w))
     u = conv(x, w, None, groups=groups, **geometry) if rank else conv(x, w)
     squares = x.square().unflatten(1, (groups, -1)).sum(2)
     if rank:

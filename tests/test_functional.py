@@ -126,6 +126,14 @@ def test_activations_whose_squares_leave_16_bits(backend, rank, scale, dtype):
     problems.assert_accurate(problem, problem.run(backend))
 
 
+@pytest.mark.parametrize("groups", [1, 32])
+def test_dilated_bf16_with_channels_innermost(backend, groups):
+    """On CPUs that multiply bf16, oneDNN's weight gradient is wrong here (PyTorch 2.13)."""
+    formats, geometry = (True, True), {"kernel": (2, 4), "dilation": (2, 3), "padding": (0, 1), "groups": groups}
+    problem = problems.make(2, (32, 32), (41, 38), dtype=torch.bfloat16, formats=formats, batch=2, **geometry)
+    problems.assert_accurate(problem, problem.run(backend))
+
+
 @pytest.mark.parametrize("scale", [1e15, 1e-15])
 def test_activations_at_the_ends_of_the_contract(backend, scale):
     problem = problems.make(2, kernel=3, padding=1, scale=scale)

@@ -93,17 +93,25 @@ def test_dynamic_images(kind):
             torch.testing.assert_close(each.module()(x), model(x))
 
 
-def assert_onnx_runs_like(network, path):
-    session, x = onnxruntime.InferenceSession(path), images(7)
+def assert_onnx_runs_like(network, path, x):
+    session = onnxruntime.InferenceSession(path)
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), network(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.behaviour(SECTION, "ONNX with dynamic height and width: strided 1x1 layers too")
+def test_onnx_of_dynamic_images(kind, tmp_path):
+    sizes, path = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}, tmp_path / "network.onnx"
+    model = nn.Sequential(kind(3, 4, 3, padding="same"), kind(4, 5, 1, stride=2)).eval()
+    torch.onnx.export(model, (images(4),), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False)
+    assert_onnx_runs_like(model, path, torch.randn(2, 3, 21, 19))
 
 
 @pytest.mark.behaviour(SECTION, "ONNX: `torch.onnx.export`, run by onnxruntime")
 def test_onnx(network, tmp_path):
     batch, path = torch.export.Dim("batch"), tmp_path / "network.onnx"
     torch.onnx.export(network.eval(), (images(4),), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
-    assert_onnx_runs_like(network, path)
+    assert_onnx_runs_like(network, path, images(7))
 
 
 @pytest.mark.behaviour(SECTION, "ONNX: `torch.onnx.export` of a `torch.export`ed program",
@@ -112,7 +120,7 @@ def test_onnx_of_a_program(exported, tmp_path):
     network, program = exported
     path = tmp_path / "network.onnx"
     torch.onnx.export(program.run_decompositions(ops.decompositions()), f=path, dynamo=True, verbose=False)
-    assert_onnx_runs_like(network, path)
+    assert_onnx_runs_like(network, path, images(7))
 
 
 @pytest.mark.behaviour(SECTION, "AOTInductor: `aoti_compile_and_package`, loaded and run",

@@ -38,6 +38,13 @@ class Layout:
         held = whole[tuple(slice(margin, None, step) for step, margin in zip(self.steps, self.margins, strict=True))]
         return held.copy_(values).expand(shape)
 
+    def shared_zeros(self, values):
+        """The values, with 0 in every entry whose repetitions stand where one of the values is 0."""
+        zero = values == 0
+        for axis, repeats in enumerate(self.expanded):
+            zero = zero.any(axis, keepdim=True).expand(values.shape) if repeats else zero
+        return values.masked_fill(zero, 0)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -92,7 +99,7 @@ class Case:
             case=self,
         )
         problems.settle_gradient(problem)
-        problem.grad = gradient.hold(problem.grad)
+        problem.grad = gradient.hold(gradient.shared_zeros(problem.grad))
         problem.grad = problem.grad * moderation(problem)
         return problem
 
@@ -169,15 +176,25 @@ class Example(problems.Problem):
     @property
     def has_plain_layout(self):
         """Whether the output is laid out as that of PyTorch's own layer: it must not be asked for a strided kernel of
-        one tap (see CONTRIBUTING.md), takes a sequence's permuted weight for channels_last, and lays volumes out as the
-        algorithm likes that it happens to take."""
-        overruns = set(self.case.kernel) == {1} and set(oracle.axes(self.case.stride, self.rank)) != {1}
-        return self.rank in (0, 2) and not overruns
+        one tap (see CONTRIBUTING.md), takes a sequence's permuted weight for channels_last, reads a format out of the
+        strides of filters of one number, and lays volumes out as the algorithm likes that it happens to take."""
+        one_tap = set(self.case.kernel) == {1}
+        overruns = one_tap and set(oracle.axes(self.case.stride, self.rank)) != {1}
+        return self.rank in (0, 2) and not overruns and not (one_tap and self.case.channels[0] == 1)
 
     def plain(self):
-        """What PyTorch's own layer gives."""
+        """What PyTorch's own layer gives, for its format; not in bf16, see ccn_kernels.reference."""
         parameters = {"weight": self.weight} if self.bias is None else {"weight": self.weight, "bias": self.bias}
-        return functional_call(self.layer(PLAIN), parameters, self.led(self.input))
+        x = self.led(self.input)
+        if x.dtype == torch.bfloat16:
+            x, parameters = widened(x), {name: widened(tensor) for name, tensor in parameters.items()}
+        return functional_call(self.layer(PLAIN), parameters, x)
+
+
+def widened(tensor):
+    """In fp32, laid out alike."""
+    whole = tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+    return whole.float().as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def numbers(*shape):

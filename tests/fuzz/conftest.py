@@ -21,7 +21,8 @@ def profile(name, examples):
         name,
         max_examples=int(os.environ.get("FUZZ_EXAMPLES") or examples),
         deadline=None,
-        database=None,  # the seed alone decides what is drawn
+        database=None,  # the seed alone decides what is drawn:
+        derandomize=False,  # in automated builds too
         phases=(Phase.explicit, Phase.generate, Phase.shrink),
         # fixtures poison memory and set switches: once is enough for all examples of a test
         suppress_health_check=(HealthCheck.function_scoped_fixture, HealthCheck.too_slow),
