@@ -20,10 +20,8 @@ def write(path: Path, save: Callable[[Path], Any]) -> None:
     try:
         save(temporary)
         temporary.replace(path)
-    except OSError:
-        raise
     except Exception as error:  # libraries have errors of their own for a full disk
-        raise OSError(f"{path} cannot be written: {error}") from error
+        raise OSError(f"cannot write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
