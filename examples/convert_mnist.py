@@ -25,7 +25,7 @@ def fine_tuned(model, mnist, rate, seed):
     model = copy.deepcopy(model).train()
     optimizer = torch.optim.AdamW(param_groups(model, 0.01), lr=rate)
     order = torch.randperm(len(mnist.train), generator=torch.Generator().manual_seed(seed))
-    for images, labels in mnist.train.batches(order[: STEPS * BATCH], BATCH):
+    for images, labels, _ in mnist.train.batches(order[: STEPS * BATCH], BATCH):
         optimizer.zero_grad()
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
@@ -42,7 +42,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         plain = train(Network("mnist_cnn", "sm"), mnist, config, Path(folder)).model
     converted = to_compact(plain, fuse_relu=True)
-    images, _ = next(mnist.train.batches(range(512), 512))
+    images, *_ = next(mnist.train.batches(range(512), 512))
     calibrated = calibrate(copy.deepcopy(converted), images)
     stages = {"plain": plain, "converted": converted, "calibrated": calibrated}
     for rate in (1e-3, 1e-4):

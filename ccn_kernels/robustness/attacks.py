@@ -6,10 +6,13 @@ Models take images in [0, 1] and return logits; what an attack makes of an image
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox imports GitPython, which wants a git program
@@ -21,7 +24,10 @@ Outcome = dict[str, Tensor]  # each [N, ...]
 
 
 class Attack(Protocol):
-    """``outcome["fooled"]`` is [N, epsilons] for attacks of a given size, [N] for those that look for the smallest."""
+    """``outcome["fooled"]`` is [N, epsilons] for attacks of a given size, [N] for those that look for the smallest.
+
+    ``batch_size`` is for images of 32x32: it is smaller where they are larger.
+    """
 
     name: ClassVar[str]
 
@@ -33,11 +39,14 @@ class Attack(Protocol):
 
 @dataclass(frozen=True)
 class FGSM:
-    """The fast gradient sign method (Goodfellow et al., 2015); epsilons are L-infinity radii."""
+    """The fast gradient sign method (Goodfellow et al., 2015); epsilons are L-infinity radii in [0, 1]."""
 
     epsilons: tuple[float, ...]
     batch_size: int = 250
     name: ClassVar[str] = "fgsm"
+
+    def __post_init__(self) -> None:
+        _check(self.epsilons)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
         _, fooled = _foolbox(foolbox.attacks.FGSM(), model, images, labels, list(self.epsilons))
@@ -46,12 +55,15 @@ class FGSM:
 
 @dataclass(frozen=True)
 class PGD:
-    """L-infinity projected gradient descent from a random start (Madry et al., 2018)."""
+    """L-infinity projected gradient descent from a random start (Madry et al., 2018); epsilons in [0, 1]."""
 
     epsilons: tuple[float, ...]
     steps: int = 20
     batch_size: int = 250
     name: ClassVar[str] = "pgd"
+
+    def __post_init__(self) -> None:
+        _check(self.epsilons)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
         attack = foolbox.attacks.LinfPGD(steps=self.steps, rel_stepsize=2.5 / self.steps)
@@ -124,6 +136,9 @@ class Transfer:
     batch_size: int = 250
     name: ClassVar[str] = "transfer"
 
+    def __post_init__(self) -> None:
+        _check(self.epsilons)
+
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
         crafted, _ = _foolbox(foolbox.attacks.FGSM(), self.source, images, labels, list(self.epsilons))
         fooled = [predictions(model, attacked) != labels for attacked in crafted]
@@ -133,13 +148,44 @@ class Transfer:
 
 def adversarial_images(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
     """FGSM's images [N, C, H, W] at one epsilon."""
-    return _foolbox(foolbox.attacks.FGSM(), model, images, labels, epsilon)[0]
+    with exact(model):
+        return _foolbox(foolbox.attacks.FGSM(), model, images, labels, epsilon)[0]
 
 
 def predictions(model: nn.Module, images: Tensor) -> Tensor:
     """Predicted classes [N]."""
     with torch.no_grad():
         return model(images).argmax(1)
+
+
+def gradient_is_zero(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """For each image, whether the loss's gradient there is exactly zero: a sign attack then does nothing. [N]"""
+    images = images.clone().requires_grad_()
+    loss = F.cross_entropy(model(images), labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, images)
+    return gradient.flatten(1).abs().amax(1) == 0
+
+
+@contextmanager
+def exact(*models: nn.Module) -> Iterator[None]:
+    """Gradients of images alone, and IEEE arithmetic: TF32 would move borders that attacks stop right behind."""
+    weights = [weight for model in models for weight in model.parameters() if weight.requires_grad]
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+        for weight in weights:
+            weight.requires_grad_()
+
+
+def _check(epsilons: Sequence[float]) -> None:
+    if not epsilons or not all(0 <= epsilon <= 1 for epsilon in epsilons):
+        raise ValueError(f"epsilons must be one or more numbers in [0, 1], got {epsilons}")
 
 
 def _foolbox(attack: Any, model: nn.Module, images: Tensor, criterion: Any, epsilons: Any) -> tuple[Any, Tensor]:

@@ -6,6 +6,7 @@ import argparse
 import os
 import typing
 from dataclasses import fields, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from ..models import VARIANTS
 from .config import SCHEDULES, TrainConfig
 
 EXTRA = "this needs the extra, `pip install 'ccn-kernels[robustness]'`"
-ATTACKS = ("fgsm", "pgd", "deepfool", "deepfool_2018", "cw")
+SIZED = ("fgsm", "pgd")  # attacks of a given size; the others look for the smallest
+ATTACKS = (*SIZED, "deepfool", "deepfool_2018", "cw")
+EPSILONS = (0.1, 0.2, 0.3, 0.4)
+PAPER_S = {"mnist": "mnist", "cifar10": "cifar10", "ilsvrc": "ilsvrc_val"}  # as the paper's numbers name data sets
 HELP = {
     "milestones": "shares of the training after which the learning rate falls",
     "decay": "what it is multiplied by there",
@@ -33,20 +37,21 @@ def add_parsers(commands: Any) -> None:
     train.add_argument("--out", type=Path, metavar="DIR", help="default: runs/DATASET-VARIANT")
     train.add_argument("--data", type=Path, metavar="DIR", help="where the data set's files lie")
     _add_machine(train)
+    _add_tree(train)
     _add_schedule(train)
     train.set_defaults(run=_with_extra(_train))
 
     attack = commands.add_parser("attack", help="attack a trained network")
     attack.add_argument("network", type=Path, metavar="DIR", help="what `ccn train` wrote")
     attack.add_argument("--attack", choices=ATTACKS, default="fgsm")
-    attack.add_argument(
-        "--epsilons", type=_epsilon, nargs="+", metavar="E", help="radii in [0, 1]; default: 0.1 to 0.4"
-    )
+    attack.add_argument("--epsilons", type=_epsilon, nargs="+", metavar="E",
+                        help="radii in [0, 1] of fgsm and pgd, like 0.1 or 8/255; default: 0.1 to 0.4")  # fmt: skip
     attack.add_argument("--crafted-on", type=Path, metavar="DIR", help="FGSM's images for another network (transfer)")
-    attack.add_argument("--images", type=_count, metavar="N", help="the first N test images; default: all")
+    attack.add_argument("--count", type=_count, metavar="N", help="the first N test images; default: all")
     attack.add_argument("--data", type=Path, metavar="DIR", help="where the data set's files lie")
     attack.add_argument("--seed", type=int, default=0)
     _add_machine(attack)
+    _add_tree(attack, sized=False)
     attack.set_defaults(run=_with_extra(_attack))
 
     for name, numbers in (("table", "1 to 9, 11 to 13"), ("figure", "1, 2, 5, 6")):
@@ -55,19 +60,26 @@ def add_parsers(commands: Any) -> None:
         parser.add_argument("--scale", choices=("smoke", "small", "full"), default="smoke",
                             help="smoke (default): scikit-learn's digits, a minute a table; small: 5 epochs, fewer "
                                  "attacked images; full: as printed")  # fmt: skip
-        parser.add_argument("--datasets", nargs="+", choices=("mnist", "cifar10", "ilsvrc"), help="default: all")
         parser.add_argument("--data", type=Path, metavar="DIR", help="where MNIST's and CIFAR-10's files lie")
-        parser.add_argument("--images", type=Path, metavar="DIR", help="table 5's tree: train/CLASS/*, val/CLASS/*")
         parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/paper-SCALE; what is there is kept")
         _add_machine(parser)
+        if name == "table":
+            parser.add_argument("--datasets", nargs="+", choices=tuple(PAPER_S), default=tuple(PAPER_S),
+                                help="default: all")  # fmt: skip
+            parser.add_argument("--images", type=Path, metavar="DIR", help="table 5's tree: train/CLASS/*, val/CLASS/*")
+            _add_tree(parser)
         _add_schedule(parser, but=("adversarial_epsilon",))
         parser.set_defaults(run=_with_extra(_table if name == "table" else _figure))
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="default: the GPU where there is one")
+
+
+def _add_tree(parser: argparse.ArgumentParser, sized: bool = True) -> None:
     group = parser.add_argument_group("trees of images")
-    group.add_argument("--image-size", type=_count, default=224, metavar="N")
+    if sized:
+        group.add_argument("--image-size", type=_count, default=224, metavar="N")
     group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode")
     group.add_argument("--on-corrupt", choices=("raise", "skip"), default="raise")
 
@@ -80,20 +92,25 @@ def _add_schedule(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()) ->
         if field.name in but:
             continue
         flag, text = f"--{field.name.replace('_', '-')}", HELP.get(field.name)
-        kind = types[field.name]
+        kind = _epsilon if field.name == "adversarial_epsilon" else types[field.name]
         if kind is bool:
             group.add_argument(flag, action="store_const", const=True, help=text)
         elif field.name == "milestones":
             group.add_argument(flag, type=float, nargs="*", metavar="F", help=text)
         else:
-            group.add_argument(flag, type=kind if kind in (int, float) else str, metavar=flag[2].upper(), help=text)
+            group.add_argument(
+                flag, type=kind if kind in (int, float, _epsilon) else str, metavar=flag[2].upper(), help=text
+            )
 
 
 def _epsilon(text: str) -> float:
-    value = float(text)
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"must be a number like 0.1 or 8/255, got {text}") from None
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must lie in [0, 1] (8/255 is 0.0314), got {text}")
-    return value
+        raise argparse.ArgumentTypeError(f"must lie in [0, 1], got {text}")
+    return float(value)
 
 
 def _count(text: str) -> int:
@@ -132,14 +149,14 @@ def _device(args: argparse.Namespace) -> str:
     return device
 
 
-def _loading(args: argparse.Namespace) -> dict[str, Any]:
-    return {"image_size": args.image_size, "workers": args.workers, "on_corrupt": args.on_corrupt}
+def _loading(args: argparse.Namespace, image_size: int) -> dict[str, Any]:
+    return {"image_size": image_size, "workers": args.workers, "on_corrupt": args.on_corrupt}
 
 
-def _dataset(name: str, args: argparse.Namespace) -> Any:
+def _dataset(name: str, args: argparse.Namespace, image_size: int) -> Any:
     from . import data
 
-    return data.load(name, args.data, _device(args), **(_loading(args) if name == "folder" else {}))
+    return data.load(name, args.data, _device(args), **(_loading(args, image_size) if name == "folder" else {}))
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -151,43 +168,58 @@ def _train(args: argparse.Namespace) -> None:
     config = replace(SCHEDULES[args.dataset], **_changes(args))
     name = "-".join(filter(None, (args.dataset, args.variant, args.compact_layer)))
     folder = args.out or Path("runs") / name
-    run = train(network, _dataset(args.dataset, args), config, folder, _device(args))
+    run = train(network, _dataset(args.dataset, args, args.image_size), config, folder, _device(args))
     print(f"{run.network.title}: {run.record['test_accuracy']:.2f} % of the test images right\nwrote {folder}")
 
 
 def _attack(args: argparse.Namespace) -> None:
     from . import evaluation, runs
-    from .attacks import FGSM, PGD, CarliniWagner, DeepFool, Transfer
 
     device = _device(args)
+    attack = _made(args, device)
     run = runs.load(args.network, device)
-    name = run.record.get("data")
-    if name is None:
-        raise ValueError(f"{args.network} has no {runs.RECORD}: which data set it is for is not known")
-    epsilons = tuple(args.epsilons or (0.1, 0.2, 0.3, 0.4))
+    try:
+        name, image_size = run.record["data"]["name"], run.record["data"]["shape"][1]
+    except runs.FOREIGN:
+        raise ValueError(f"{args.network} has no whole {runs.RECORD}: its data set is not known") from None
+    split = _dataset(name, args, image_size).test
+    outcome = evaluation.evaluate(run, attack, split, args.count, args.network / "attacks", seed=args.seed)
+    print(evaluation.summary(run, attack, outcome))
+
+
+def _made(args: argparse.Namespace, device: str) -> Any:
+    """The attack that is asked for."""
+    from . import runs
+    from .attacks import FGSM, PGD, CarliniWagner, DeepFool, Transfer
+
+    if args.epsilons and args.attack not in SIZED:
+        raise ValueError(f"--epsilons is for {' and '.join(SIZED)}: {args.attack} looks for the smallest change")
+    epsilons = tuple(args.epsilons or EPSILONS)
+    if args.crafted_on is not None:
+        if args.attack != "fgsm":
+            raise ValueError(f"--crafted-on is for fgsm alone, got --attack {args.attack}")
+        source = runs.load(args.crafted_on, device)
+        return Transfer(source.model, source.digest, epsilons)
     made: dict[str, Any] = {"fgsm": lambda: FGSM(epsilons), "pgd": lambda: PGD(epsilons), "cw": CarliniWagner,
                             "deepfool": DeepFool, "deepfool_2018": lambda: DeepFool("2018")}  # fmt: skip
-    attack = made[args.attack]()
-    if args.crafted_on is not None:
-        source = runs.load(args.crafted_on, device)
-        attack = Transfer(source.model, source.digest, epsilons)
-    dataset = _dataset(name if name in SCHEDULES else "folder", args)
-    outcome = evaluation.evaluate(run, attack, dataset.test, args.images, args.network / "attacks", seed=args.seed)
-    print(evaluation.summary(run, attack, outcome))
+    return made[args.attack]()
 
 
 def _lab(args: argparse.Namespace) -> Any:
     from .lab import Lab
     from .scales import SCALES
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"one process makes a {args.command}: torchrun is for `ccn train`")
+    table = args.command == "table"
     return Lab(
         SCALES[args.scale],
         _out(args),
         root=args.data,
-        images=args.images,
+        images=args.images if table else None,
         device=_device(args),
         changes=_changes(args),
-        loading={name: value for name, value in _loading(args).items() if args.images or name != "image_size"},
+        loading=_loading(args, args.image_size) if table else None,
     )
 
 
@@ -207,10 +239,17 @@ def _table(args: argparse.Namespace) -> None:
     from . import paper, tables
 
     lab, out = _lab(args), _out(args)
-    datasets = [{"ilsvrc": "ilsvrc_val"}.get(name, name) for name in args.datasets or ("mnist", "cifar10", "ilsvrc")]
-    for number in _numbers(args, paper.TABLES):
-        if args.number == "all" and not any(cell.dataset in datasets for cell in paper.cells(number)):
-            continue
+    datasets = [PAPER_S[name] for name in args.datasets]
+    numbers = _numbers(args, paper.TABLES)
+    if args.number == "all":
+        if args.images is None and args.scale != "smoke" and "ilsvrc_val" in datasets:
+            datasets.remove("ilsvrc_val")
+            print("table 5 is left out: it needs a tree of images (--images DIR)", flush=True)
+        numbers = tuple(number for number in numbers if paper.datasets(number) & set(datasets))
+    for dataset in datasets:  # what is missing is said before anything is trained
+        if any(dataset in paper.datasets(number) for number in numbers):
+            lab.data(dataset)
+    for number in numbers:
         print(tables.run(number, lab, datasets, out), end="\n\n")
         print(f"wrote {out / f'table{number}'}.md, .csv, .json, .png\n", flush=True)
 

@@ -1,11 +1,26 @@
-"""How networks are trained: the paper's schedules, and its names. Imports nothing, so that the command line may."""
+"""How networks are trained: the paper's schedules, and its names. Imports no torch, so that the command line may."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 METHODS = {"SM": "sm", "LS": "ls", "BReLU": "brelu", "L2SM": "l2sm", "CCN": "ccn", "CCN+LS": "ccn+ls", "BN": "bn",
            "LRN": "lrn"}  # fmt: skip  # the paper's names
+
+# settings: what they must be, in words and as a test
+RULES: dict[tuple[str, ...], tuple[str, Callable[[Any], bool]]] = {
+    ("epochs", "batch_size"): ("1 or more", lambda value: value >= 1),
+    ("learning_rate", "decay"): ("positive and finite", lambda value: 0 < value < math.inf),
+    ("milestones",): ("between 0 and 1", lambda value: all(0 < share < 1 for share in value)),
+    ("warmup_steps", "validation"): ("0 or more", lambda value: value >= 0),
+    ("clip", "weight_decay"): ("0 or more, and finite", lambda value: 0 <= value < math.inf),
+    ("momentum",): ("in [0, 1)", lambda value: 0 <= value < 1),
+    ("adversarial_epsilon",): ("in [0, 1]", lambda value: 0 <= value <= 1),
+    ("seed",): ("in [0, 2**63)", lambda value: 0 <= value < 1 << 63),
+}
 
 
 @dataclass(frozen=True)
@@ -15,11 +30,15 @@ class TrainConfig:
     Args:
         milestones: shares of the training after which the learning rate falls.
         decay: what it is multiplied by there.
-        warmup_steps, clip: not in the paper; without these two the plain network diverges at its learning rate.
+        warmup_steps, clip: not in the paper; without these two the plain network diverges at its learning rate. The
+            gradient's norm is cut at ``clip``; 0 leaves it alone.
         adversarial_epsilon: half of every batch is FGSM's image at this L-infinity radius (table 4); 0 for none.
         validation: training images that are held out, and judged after each epoch.
         bf16: autocast; attacks, and the images of adversarial training, stay in float32.
         compile: None, or a mode of ``torch.compile``; "reduce-overhead" brings CUDA graphs.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
     """
 
     epochs: int = 50
@@ -37,6 +56,12 @@ class TrainConfig:
     bf16: bool = False
     compile: str | None = None
     channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        for names, (wanted, holds) in RULES.items():
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)}")
 
 
 SCHEDULES = {

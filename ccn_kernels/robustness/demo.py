@@ -69,7 +69,7 @@ def _attack(trained: Run, digits: data.Dataset, folder: Path) -> dict[str, Any]:
 
 def _images_per_second(digits: data.Dataset, batch_size: int, rounds: int = 15) -> dict[str, float]:
     """Training images a second of the plain network and of CCN by two-branch and fused layers, interleaved; medians."""
-    images, labels = next(digits.train.batches(range(batch_size), batch_size))
+    images, labels, _ = next(digits.train.batches(range(batch_size), batch_size))
     torch.manual_seed(0)
     contenders: dict[str, nn.Module] = {"plain": models.paper_mnist_cnn("sm")}
     for name, backend in (("two-branch", "reference"), ("fused", None)):
@@ -106,7 +106,7 @@ def _table(results: dict[str, dict[str, Any]], speed: dict[str, float]) -> str:
 def _adversarial_digits(networks: dict[str, nn.Module], digits: data.Dataset) -> dict[str, Any]:
     """One test image of each class, attacked on each network, with "true→predicted" captions."""
     first = [int((digits.test.labels == label).nonzero()[0]) for label in range(10)]
-    images, labels = next(digits.test.batches(first, 10))
+    images, labels, _ = next(digits.test.batches(first, 10))
     shown = {}
     for name, model in networks.items():
         attacked = attacks.adversarial_images(model, images, labels, PICTURE_EPSILON)

@@ -11,14 +11,13 @@ from typing import Any
 
 import safetensors
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..files import write
-from .attacks import Attack, Outcome, predictions
-from .data import Split
+from .attacks import Attack, Outcome, Transfer, exact, gradient_is_zero, predictions
+from .data import Split, fitting, mixed
 from .runs import Run
 
 logger = logging.getLogger("ccn_kernels")
@@ -30,24 +29,38 @@ def evaluate(
     """What became of images ``skip`` to ``skip + count`` of a split (None: to its end), kept in ``folder``.
 
     Returns:
-        What the attack says of each image, ``right`` (before it) and ``zero_gradient``, each [N, ...].
+        What the attack says of each image, ``right`` (before it), ``zero_gradient`` (of the network that it is crafted
+        on) and its ``index`` in the split, each [N, ...]. Images that cannot be decoded, and are skipped, are missing.
+
+    Raises:
+        ValueError: there is no such image, or none that can be decoded.
     """
-    identity = {"attack": settings(attack), "weights": run.digest, "skip": skip, "seed": seed}
+    identity = {
+        "attack": settings(attack),
+        "weights": run.digest,
+        "data": split.fingerprint,
+        "skip": skip,
+        "seed": seed,
+    }
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     path = folder / f"{attack.name}-{name}.safetensors"
     end = len(split) if count is None else min(len(split), skip + count)
     outcome, done = _read(path, identity)
-    batches = split.batches(range(skip + done, end), attack.batch_size) if skip + done < end else ()
+    size, begin = fitting(attack.batch_size, split.shape), skip + done
+    batches = split.batches(range(begin, end), size) if begin < end else ()
     title = f"{run.network.title} {attack.name}"
     with tqdm(total=end - skip, initial=done, desc=title, unit="image", leave=False, disable=not batches) as bar:
-        for images, labels in batches:
-            torch.manual_seed(seed + skip + done)  # of attacks that start at random
-            found = _attacked(run.model, attack, images.clamp(0, 1), labels)
-            outcome = {key: torch.cat([outcome[key], part]) if outcome else part for key, part in found.items()}
-            done = min(done + attack.batch_size, end - skip)
+        for first, (images, labels, index) in zip(range(begin, end, size), batches, strict=True):
+            torch.manual_seed(mixed(seed, first))  # of attacks that start at random
+            if len(index):
+                found = {**_attacked(run, attack, images.clamp(0, 1), labels), "index": index}
+                outcome = {key: torch.cat([outcome[key], part]) if outcome else part for key, part in found.items()}
+            done = min(first + size, end) - skip
             _write(path, identity, outcome, done)
-            bar.update(len(images))
-    return {key: part[: end - skip] for key, part in outcome.items()}
+            bar.update(done - bar.n)
+    if not outcome:
+        raise ValueError(f"no image to attack: {end - skip} of {len(split)} were asked for, and none can be decoded")
+    return {key: part[outcome["index"] < end] for key, part in outcome.items()}
 
 
 def accuracy(outcome: Outcome) -> Tensor:
@@ -90,17 +103,13 @@ def settings(attack: Attack) -> dict[str, Any]:
     return json.loads(json.dumps({"name": attack.name, **values}))
 
 
-def _attacked(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor) -> Outcome:
-    before = {"right": predictions(model, images) == labels, "zero_gradient": _gradient_is_zero(model, images, labels)}
-    return {key: part.detach().cpu() for key, part in {**before, **attack(model, images, labels)}.items()}
-
-
-def _gradient_is_zero(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """For each image, whether the loss's gradient there is exactly zero: a sign attack then does nothing. [N]"""
-    images = images.clone().requires_grad_()
-    loss = F.cross_entropy(model(images), labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, images)
-    return gradient.flatten(1).abs().amax(1) == 0
+def _attacked(run: Run, attack: Attack, images: Tensor, labels: Tensor) -> Outcome:
+    source = attack.source if isinstance(attack, Transfer) else run.model
+    with exact(run.model, source):
+        found = {"right": predictions(run.model, images) == labels,
+                 "zero_gradient": gradient_is_zero(source, images, labels),
+                 **attack(run.model, images, labels)}  # fmt: skip
+    return {key: part.detach().cpu() for key, part in found.items()}
 
 
 def _read(path: Path, identity: dict[str, Any]) -> tuple[Outcome, int]:

@@ -63,7 +63,8 @@ def singular_values(features: Tensor, count: int = SINGULAR_VALUES) -> Tensor:
 
 def _test_images(lab: Lab, count: int) -> tuple[Tensor, Tensor]:
     split = lab.data("mnist").test
-    return next(split.batches(range(min(count, len(split))), count))
+    images, labels, _ = next(split.batches(range(min(count, len(split))), count))
+    return images, labels
 
 
 def _samples(lab: Lab, path: Path) -> Path:

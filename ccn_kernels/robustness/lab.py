@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ from .paper import TABLES, Cell, cells
 from .runs import Run
 from .scales import Scale
 from .training import train
+
+logger = logging.getLogger("ccn_kernels")
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,21 @@ class Lab:
         self.data, self.run = cache(self.data), cache(self.run)  # type: ignore[method-assign]
 
     def data(self, dataset: str) -> Dataset:
-        """One of the paper's data sets, or what stands for it at this scale."""
+        """One of the paper's data sets, or what stands for it at this scale.
+
+        Raises:
+            ValueError: it is not given, or damaged.
+            FileNotFoundError: a file of it is missing.
+        """
         name = self.scale.data[dataset]
-        if name == "folder" and self.scale.name == "smoke" and self.images is None:
-            digits = tree.of_digits(self.folder / "digits-tree")
-            return data.load(name, digits, self.device, **{**self.loading, "image_size": tree.SIZE})
-        path = self.images if name == "folder" else self.root
-        return data.load(name, path, self.device, **(self.loading if name == "folder" else {}))
+        if name != "folder":
+            return data.load(name, self.root, self.device)
+        if self.images is not None:
+            return data.load(name, self.images, self.device, **self.loading)
+        if self.scale.name != "smoke":
+            raise ValueError("table 5 needs a tree of images: train/CLASS/*, val/CLASS/* (--images DIR)")
+        digits = tree.of_digits(self.folder / "digits-tree")
+        return data.load(name, digits, self.device, **{**self.loading, "image_size": tree.SIZE})
 
     def run(
         self,
@@ -128,12 +140,14 @@ class Lab:
         """The network that learned from the cell's; kept beside the outcomes."""
         scale, dataset = self.scale, self.data(cell.dataset)
         path = self._home(cell.dataset) / "attacks" / f"substitute-{run.digest[:12]}-seed{self.seed}.safetensors"
-        model: nn.Module
+        model: nn.Module = substitute.lenet(dataset.shape, dataset.classes)
         if path.exists():
-            model = substitute.lenet(dataset.shape, dataset.classes)
-            model.load_state_dict(load_file(path))
-            return model.to(self.device).eval()
-        ((images, _),) = dataset.test.batches(range(substitute.HELD_OUT), substitute.HELD_OUT)
+            try:
+                model.load_state_dict(load_file(path))
+                return model.to(self.device).eval()
+            except (safetensors.SafetensorError, RuntimeError) as error:
+                logger.warning("%s is damaged (%s): it is trained again", path, error)
+        ((images, *_),) = dataset.test.batches(range(substitute.HELD_OUT), substitute.HELD_OUT)
         rounds, epochs = scale.substitute_rounds, scale.substitute_epochs
         model = substitute.train(run.model, images, dataset.classes, rounds=rounds, epochs=epochs, seed=self.seed)
         write(path, lambda temporary: save_file(model.state_dict(), temporary))

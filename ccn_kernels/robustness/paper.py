@@ -71,6 +71,11 @@ def cells(table: int) -> tuple[Cell, ...]:
     return (*printed, *_ours(table, printed))
 
 
+def datasets(table: int) -> set[str]:
+    """Those that the table has numbers for."""
+    return {cell.dataset for cell in cells(table)}
+
+
 @cache
 def _records() -> list[dict[str, Any]]:
     return json.loads(resources.files(__package__).joinpath("paper_tables.json").read_text())["records"]
@@ -117,12 +122,12 @@ def _column(setting: dict[str, Any], metric: str) -> str:
 
 
 def _ours(table: int, printed: list[Cell]) -> list[Cell]:
-    """Columns that the paper has not: today's attacks beside those of 2018."""
+    """Columns that the paper has not: stronger attacks beside FGSM, and DeepFool's form of 2018 beside today's."""
     extra = []
     for cell in printed:
         if table in (2, 3):  # the form that explains the paper's plateaus
             column = f"{cell.column}, 2018 form"
             extra.append(replace(cell, attack="deepfool_2018", column=column, paper=None))
-        if table == 4 and cell.epsilon == cell.adversarial_epsilon:
+        if cell.attack == "fgsm" and (table == 1 or (table == 4 and cell.epsilon == cell.adversarial_epsilon)):
             extra.append(replace(cell, attack="pgd", column=cell.column.replace("ε", "PGD ε"), paper=None))
     return extra

@@ -20,6 +20,14 @@ from .data import Dataset
 
 ARCHITECTURES = ("mnist_cnn", "vgg11")
 WEIGHTS, RECORD = "weights.safetensors", "run.json"
+FOREIGN = (
+    RuntimeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+)  # what reading another's leads to
 
 
 @dataclass(frozen=True)
@@ -100,22 +108,23 @@ def load(path: Path, device: torch.device | str = "cpu", network: Network | None
     try:
         with safetensors.safe_open(weights, "pt") as file:
             stored = json.loads((file.metadata() or {})["ccn"])
-        found, shape, classes = Network(**stored["network"]), tuple(stored["shape"]), stored["classes"]
-        state = load_file(weights)
+        found, state = Network(**stored["network"]), load_file(weights)
     except KeyError:
         raise ValueError(f"{weights} was not written by `ccn train`: its header names no network") from None
     except (safetensors.SafetensorError, json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{weights} is damaged: {error}") from error
     if network is not None and found != network:
         raise ValueError(f"{weights} is a {found}, expected a {network}")
-    model = found.build(shape, classes)
     try:
+        model = found.build(tuple(stored["shape"]), stored["classes"])
         if state.keys() != model.state_dict().keys():  # a compact layer would take a plain one's
             raise RuntimeError(f"names differ: {sorted(state.keys() ^ model.state_dict().keys())}")
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except FOREIGN as error:
         raise ValueError(f"{weights} does not fit the network that its header names: {error}") from error
     record, digest = read_json(weights.parent / RECORD) or {}, _digest(weights)
+    if not isinstance(record, dict):
+        raise ValueError(f"{weights.parent / RECORD} is no record of `ccn train`: delete it")
     if record.setdefault("weights_sha256", digest) != digest:
         raise ValueError(f"{weights} is not what {weights.parent / RECORD} was written with: delete both")
     return Run(found, model.to(device).eval(), record)

@@ -59,5 +59,5 @@ SMOKE = Scale(
     features=300,
 )
 SMALL = Scale("small", FULL_DATA, epochs=5, images={"pgd": 1000, "deepfool": 1000, "deepfool_2018": 1000, "cw": 200})
-FULL = Scale("full", FULL_DATA, epochs=None, images={})
+FULL = Scale("full", FULL_DATA, epochs=None, images={"pgd": 1000})
 SCALES = {scale.name: scale for scale in (SMOKE, SMALL, FULL)}

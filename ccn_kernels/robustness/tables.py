@@ -29,6 +29,7 @@ class Entry(NamedTuple):
 
 
 DATASET_TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "ilsvrc_val": "ILSVRC-2012"}
+ZERO = "zero gradients, %"
 STANDS_FOR = {"digits": "scikit-learn's digits", "digits32": "scikit-learn's digits", "folder": "a tree of images"}
 
 
@@ -64,8 +65,8 @@ def _text(number: int, lab: Lab, entries: Sequence[Entry]) -> str:
         parts.append(_grid([entry for entry in mine if entry.cell.paper is not None]))
         parts += ["Not in the paper:", _grid(ours_alone)] if ours_alone else []
         if number in (7, 8):
-            parts.append("The other reading, rows crafted on and columns tested on:")
-            parts.append(_grid([entry._replace(cell=_transposed(entry.cell)) for entry in mine], compared=False))
+            parts.append("The other reading of the paper, rows crafted on and columns tested on:")
+            parts.append(_grid(_transposed(mine)))
             parts.append(_flags(mine))
     parts.append("Each number: ours (the paper's, the difference).")
     return "\n\n".join(filter(None, parts))
@@ -83,30 +84,42 @@ def _name(dataset: str, lab: Lab) -> str:
     return DATASET_TITLES[dataset] + (f" (here: {stand_in})" if stand_in else "")
 
 
-def _grid(entries: Sequence[Entry], compared: bool = True) -> str:
-    columns = list(dict.fromkeys(entry.cell.column for entry in entries))
+def _grid(entries: Sequence[Entry]) -> str:
     rows: dict[str, dict[str, str]] = {}
-    zero: dict[str, float] = {}
+    columns = list(dict.fromkeys(entry.cell.column for entry in entries))
+    zero: dict[str, dict[str, float]] = {"row": {}, "column": {}}  # the largest share of each
     for cell, measured in entries:
-        rows.setdefault(cell.row, {})[cell.column] = _number(cell, measured, compared)
-        zero[cell.row] = max(zero.get(cell.row, 0.0), measured.notes.get("zero gradients", 0.0))
-    body = [[name, *(row.get(column, "") for column in columns), f"{zero[name]:.1f}"] for name, row in rows.items()]
-    headers = ["", *columns, "zero gradients, %"]
+        rows.setdefault(cell.row, {})[cell.column] = _number(cell, measured)
+        for kind, name in (("row", cell.row), ("column", cell.column)):
+            zero[kind][name] = max(zero[kind].get(name, 0.0), measured.notes.get("zero gradients", 0.0))
+    body = [[name, *(row.get(column, "") for column in columns)] for name, row in rows.items()]
+    headers = ["", *columns]
+    if all(cell.column == f"on {cell.source}" for cell, _ in entries):  # a column's images have one network's gradients
+        body.append([ZERO, *(f"{zero['column'][column]:.1f}" for column in columns)])
+    else:
+        headers.append(ZERO)
+        body = [[*line, f"{zero['row'][line[0]]:.1f}"] for line in body]
     return tabulate(body, headers, tablefmt="github", disable_numparse=True, stralign="right")
 
 
-def _number(cell: Cell, measured: Measured, compared: bool) -> str:
+def _number(cell: Cell, measured: Measured) -> str:
     places = {"rho_adv": 3, "mean_l2_distance": 3, "robustness_pct": 4}.get(cell.metric, 1)
     if math.isnan(measured.value):  # of no images
         return "none" if cell.paper is None else f"none ({cell.paper:g})"
     text = f"{measured.value:.{places}f}"
-    if cell.paper is None or not compared:
+    if cell.paper is None:
         return text
     return f"{text} ({cell.paper:g}, {measured.value - cell.paper:+.{places}f})"
 
 
-def _transposed(cell: Cell) -> Cell:
-    return replace(cell, row=str(cell.source), column=f"tested on {cell.row}")
+def _transposed(entries: Sequence[Entry]) -> list[Entry]:
+    """The cells where this reading has them: each beside what the paper prints in that place."""
+    printed = {(cell.row, str(cell.source)): cell.paper for cell, _ in entries}
+    moved = []
+    for cell, measured in entries:
+        row, column, paper_s = str(cell.source), f"tested on {cell.row}", printed[str(cell.source), cell.row]
+        moved.append(Entry(replace(cell, row=row, column=column, paper=paper_s), measured))
+    return moved
 
 
 def _flags(entries: Sequence[Entry]) -> str:
@@ -173,5 +186,7 @@ def _json(number: int, lab: Lab, entries: Sequence[Entry]) -> dict[str, Any]:
     cells = [{**asdict(cell), "ours": measured.value, "images": measured.images, **measured.notes}
              for cell, measured in entries]  # fmt: skip
     kept = [{key: value for key, value in cell.items() if value is not None and value == value} for cell in cells]
-    return {"table": number, "scale": lab.scale.name, "seed": lab.seed, "changes": lab.changes,
+    datasets = dict.fromkeys(cell.dataset for cell, _ in entries)
+    epochs = {dataset: lab.scale.config(dataset, lab.changes).epochs for dataset in datasets}
+    return {"table": number, "scale": lab.scale.name, "seed": lab.seed, "epochs": epochs, "changes": lab.changes,
             "environment": report(), "cells": kept}  # fmt: skip

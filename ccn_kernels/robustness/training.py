@@ -25,7 +25,7 @@ from ..files import write
 from ..scales import COMPACT
 from . import runs
 from .config import TrainConfig
-from .data import Dataset, Split
+from .data import Batches, Dataset, Split, fitting, mixed
 from .runs import Network, Run
 
 PROGRESS = "progress.pt"  # beside the weights that it will become
@@ -43,13 +43,13 @@ def train(
 
     The order of the images and their augmentation depend on the seed and the epoch alone, and what is saved is the
     whole state: on a CPU, a resumed run ends bit-identical to an uninterrupted one. Under torchrun every process takes
-    its share of each batch, and the first one writes.
+    its share of each batch, and the first one writes: all of them must see ``folder``.
 
     Raises:
         DivergedError: the loss is no longer finite.
-        ValueError: ``folder`` holds another run, or a damaged one.
+        ValueError: ``folder`` holds another run, or a damaged one, or one of another number of processes.
     """
-    identity = {"network": asdict(network), "config": asdict(config), "data": data.name}
+    identity = {"network": asdict(network), "config": asdict(config), "data": data.identity}
     if (folder / runs.RECORD).exists():
         return _finished(folder, network, identity, device)
     with _processes(torch.device(device)) as (rank, count):
@@ -57,26 +57,35 @@ def train(
         progress = folder / PROGRESS
         training.load(progress, identity)
         training.run(lambda: training.save(progress, identity) if rank == 0 else None)
-        record = {**identity, "history": training.history, "seconds": training.seconds}
-        record["test_accuracy"] = accuracy(training.model, data.test)
-        record["alpha"] = {name: layer.alpha.item() for name, layer in _compact(training.model)}
-        record["environment"] = report()
-        if rank > 0:
-            return Run(network, training.model.eval(), record)
-        run = runs.save(folder, network, training.model, data, record)
-        progress.unlink(missing_ok=True)
-        return run
+        record = {**identity, **training.record(), "environment": report()}
+        if rank == 0:
+            run = runs.save(folder, network, training.model, data, record)
+            progress.unlink(missing_ok=True)
+        if count > 1:
+            distributed.barrier()
+        return run if rank == 0 else _finished(folder, network, identity, device)
 
 
-def accuracy(model: nn.Module, split: Split, batch_size: int = 500) -> float:
-    """Share of a split's images, in percent, that the model gets right in evaluation mode."""
+def accuracy(model: nn.Module, split: Split, batch_size: int = 500, among: Tensor | None = None) -> float:
+    """Share of a split's images, in percent, that the model gets right in evaluation mode.
+
+    Args:
+        batch_size: of images of 32x32; it is smaller where they are larger.
+        among: indices of the images that count; None for all.
+
+    Raises:
+        ValueError: none of the images can be decoded.
+    """
+    order = torch.arange(len(split)) if among is None else among
     was_training = model.training
     model.eval()
     hits = seen = 0
     with torch.no_grad():
-        for images, labels in split.batches(range(len(split)), batch_size):
+        for images, labels, _ in split.batches(order, fitting(batch_size, split.shape)):
             hits, seen = hits + int((model(images).argmax(1) == labels).sum()), seen + len(labels)
     model.train(was_training)
+    if not seen:
+        raise ValueError("none of the images that are to be judged can be decoded")
     return 100 * hits / seen
 
 
@@ -96,7 +105,7 @@ def _compact(model: nn.Module) -> list[tuple[str, Any]]:
 def _finished(folder: Path, network: Network, identity: dict[str, Any], device: torch.device | str) -> Run:
     run = runs.load(folder, device, network)
     if {key: run.record.get(key) for key in identity} != json.loads(json.dumps(identity)):
-        raise ValueError(f"{folder} holds a network that was trained with other settings: choose another folder")
+        raise ValueError(f"{folder} holds a network of other settings or other data: choose another folder")
     return run
 
 
@@ -123,6 +132,8 @@ class _Training:
         self, network: Network, data: Dataset, config: TrainConfig, device: torch.device | str, rank: int, count: int
     ) -> None:
         torch.manual_seed(config.seed)
+        if config.batch_size % count:
+            raise ValueError(f"batch_size must be a multiple of the {count} processes, got {config.batch_size}")
         self.network, self.data, self.config = network, data, config
         self.device, self.rank, self.count = torch.device(device), rank, count
         self.model = network.build(data.shape, data.classes).to(self.device)
@@ -132,8 +143,8 @@ class _Training:
             self.model.parameters(), config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.kept = self._kept_images()
-        self.sampler = DistributedSampler(self.kept, count, rank, seed=config.seed * 1_000_003)  # type: ignore[var-annotated,arg-type]
-        self.local_batch = max(1, config.batch_size // count)
+        self.sampler = DistributedSampler(self.kept, count, rank, seed=mixed(config.seed))  # type: ignore[var-annotated,arg-type]
+        self.local_batch = config.batch_size // count
         self.epoch_steps = -(-len(self.sampler) // self.local_batch)
         self.steps = config.epochs * self.epoch_steps
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate(config, step, self.steps))
@@ -161,30 +172,34 @@ class _Training:
         """To the end; ``save()`` is called now and then, and after every epoch."""
         title = f"{self.network.title}{' adv.' if self.config.adversarial_epsilon else ''}"
         with tqdm(total=self.steps, initial=self.step, desc=title, unit="step", disable=self.rank > 0) as bar:
+            started = time.perf_counter() - self.seconds
             while self.step < self.steps:
                 saved = time.perf_counter()
-                for images, labels in self._batches():
-                    started = time.perf_counter()
+                for images, labels, _ in self._batches():
                     self._update(images, labels)
                     self.step += 1
-                    self.seconds += time.perf_counter() - started
                     self._tell(bar)
+                    self.seconds = time.perf_counter() - started
                     if time.perf_counter() - saved > SAVE_SECONDS and self.step % self.epoch_steps:
                         save()
                         saved = time.perf_counter()
                 self._end_epoch()
                 save()
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Batches:
         """What is left of this epoch."""
         epoch, done = divmod(self.step, self.epoch_steps)
         self.model.train()
         self.sampler.set_epoch(epoch)
         order = self.kept[torch.tensor(list(self.sampler))][done * self.local_batch :]
-        seed = self.config.seed * 1_000_003 + epoch
-        return self.data.train.batches(order, self.local_batch, augment_seed=seed)
+        return self.data.train.batches(order, self.local_batch, augment_seed=mixed(self.config.seed, epoch))
 
     def _update(self, images: Tensor, labels: Tensor) -> None:
+        if not len(labels):  # all of them corrupt
+            if self.count > 1:
+                raise ValueError("no image of a batch can be decoded: replace them, or train in one process")
+            self.scheduler.step()
+            return
         if self.config.adversarial_epsilon:
             attacked = fgsm_images(self.model, images, labels, self.config.adversarial_epsilon)
             images, labels = torch.cat([images, attacked]), labels.repeat(2)
@@ -195,11 +210,15 @@ class _Training:
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
         self.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        if self.config.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         self.scheduler.step()
         hits = (logits.argmax(1) == labels).sum()
-        self.sums += torch.stack([loss.detach() * len(labels), hits, hits.new_tensor(len(labels))]).double()
+        sums = torch.stack([loss.detach() * len(labels), hits, hits.new_tensor(len(labels))]).double()
+        if self.count > 1:
+            distributed.all_reduce(sums)
+        self.sums += sums
 
     def _tell(self, bar: Any) -> None:
         """Progress; asking a GPU for the loss waits for it, so it is not asked at every step."""
@@ -211,20 +230,32 @@ class _Training:
                     f"{self.network.title} diverged: no finite loss at step {self.step}; lower the learning rate"
                 )
             epoch = -(-self.step // self.epoch_steps)
-            bar.set_postfix(epoch=f"{epoch}/{self.config.epochs}", loss=f"{loss / images:.3f}",
-                            accuracy=f"{100 * hits / images:.1f}", refresh=False)  # fmt: skip
+            bar.set_postfix(epoch=f"{epoch}/{self.config.epochs}", loss=f"{loss / max(1, images):.3f}",
+                            accuracy=f"{100 * hits / max(1, images):.1f}", refresh=False)  # fmt: skip
 
     def _end_epoch(self) -> None:
         loss, hits, images = self.sums.tolist()
+        if not images:
+            raise ValueError("no training image can be decoded")
         self.history.append({"loss": loss / images, "accuracy": 100 * hits / images})
         if len(self.held):
-            self.history[-1]["validation_accuracy"] = accuracy(self.model, _Subset(self.data.train, self.held))
+            self.history[-1]["validation_accuracy"] = accuracy(self.model, self.data.train, among=self.held)
         self.sums.zero_()
+
+    def record(self) -> dict[str, Any]:
+        """What came out of it, for JSON."""
+        return {
+            "history": self.history,
+            "seconds": self.seconds,  # of the training, with reading its images
+            "test_accuracy": accuracy(self.model, self.data.test),
+            "alpha": {name: layer.alpha.item() for name, layer in _compact(self.model)},
+        }
 
     def save(self, path: Path, identity: dict[str, Any]) -> None:
         """Everything that going on needs."""
         state = {
             "identity": identity,
+            "processes": self.count,
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
@@ -241,30 +272,25 @@ class _Training:
             return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            found = state["identity"]
-        except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            found, count = state["identity"], state["processes"]
+            if found == identity and count == self.count:
+                self._restore(state)
+        except (*runs.FOREIGN, pickle.UnpicklingError) as error:
             raise ValueError(f"{path} is damaged ({error}): delete it to start again") from error
         if found != identity:
-            raise ValueError(f"{path} is of a run with other settings: delete it, or choose another folder")
+            raise ValueError(
+                f"{path} is of a run with other settings or other data: delete it, or choose another folder"
+            )
+        if count != self.count:
+            raise ValueError(f"{path} is of a run in {count} processes, not {self.count}: go on with as many")
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         self.sums.copy_(state["sums"])
         torch.set_rng_state(state["random"])
-
-
-class _Subset:
-    """Some of a split's images."""
-
-    def __init__(self, split: Split, chosen: Tensor) -> None:
-        self.split, self.chosen, self.labels = split, chosen, split.labels[chosen]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def batches(self, order: Any, batch_size: int, augment_seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.split.batches(self.chosen[torch.as_tensor(order, dtype=torch.int64)], batch_size, augment_seed)
 
 
 def rate(config: TrainConfig, step: int, steps: int) -> float:

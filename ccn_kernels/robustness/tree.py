@@ -20,7 +20,7 @@ def of_digits(path: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     digits = data.load("digits32")
     for name, split in (("train", digits.train), ("val", digits.test)):
-        images, labels = next(split.batches(range(len(split)), len(split)))
+        images, labels, _ = next(split.batches(range(len(split)), len(split)))
         for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
             folder = temporary / name / str(label)
             folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from ccn_kernels.robustness.data.splits import TensorSplit
 
 
 def part(split, count):
-    images, labels = next(split.batches(range(count), count))
+    images, labels, _ = next(split.batches(range(count), count))
     return TensorSplit(images, labels, "cpu", split.augmented)
 
 

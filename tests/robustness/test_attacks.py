@@ -125,6 +125,40 @@ def test_gradients_that_are_exactly_zero_are_counted(bright_or_dark, tmp_path):
     assert evaluation.accuracy(found).item() == 100  # which is why the share is reported
 
 
+def test_zero_gradients_of_a_transfer_are_those_of_its_source(bright_or_dark, tmp_path):
+    run, split = bright_or_dark
+
+    class Saturated(torch.nn.Module):
+        def forward(self, images):
+            return run.model(images) * 1e6
+
+    saturated = as_run(Saturated())
+    for target, source, share in ((run, saturated, True), (saturated, run, False)):
+        attack = Transfer(source.model, f"{share}", (0.5,))
+        found = evaluation.evaluate(target, attack, split, None, tmp_path)
+        assert found["zero_gradient"].all() == found["zero_gradient"].any() == share
+
+
+@pytest.mark.parametrize("epsilons", [(), (0.1, 1.5), (-0.1,), (float("nan"),)])
+def test_radii_outside_the_unit_interval_are_refused(epsilons):
+    for make in (FGSM, PGD, lambda radii: Transfer(torch.nn.Identity(), "0", radii)):
+        with pytest.raises(ValueError, match="epsilons must be"):
+            make(epsilons)
+
+
+def test_attacked_networks_have_no_gradients_and_no_tf32_and_are_given_back():
+    model = models.paper_mnist_cnn("ccn")
+    model.fc1.requires_grad_(False)
+    before = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    arithmetic = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    with attacks.exact(model, model):
+        assert not any(weight.requires_grad for weight in model.parameters())
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert {name: weight.requires_grad for name, weight in model.named_parameters()} == before
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == arithmetic
+
+
 @pytest.mark.parametrize("attack", [FGSM, PGD])
 def test_batches_do_not_change_the_result(bright_or_dark, tmp_path, attack):
     results = {accuracies(bright_or_dark, attack((0.1,), batch_size=size), tmp_path)[0.1] for size in (1, 4, 6)}

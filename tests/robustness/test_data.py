@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import pickle
+import shutil
 import struct
 
 import numpy as np
@@ -10,13 +11,15 @@ from PIL import Image
 
 from ccn_kernels.robustness import data, tree
 from ccn_kernels.robustness.data import cifar, mnist
-from ccn_kernels.robustness.data.splits import TensorSplit, crop_and_flip
+from ccn_kernels.robustness.data.splits import TensorSplit, crop_and_flip, fitting, mixed
 
 IDX = list(mnist.FILES)
 
 
 def everything(split, **options):
-    return next(split.batches(range(len(split)), len(split), **options))
+    images, labels, index = next(split.batches(range(len(split)), len(split), **options))
+    assert len(images) == len(labels) == len(index)
+    return images, labels
 
 
 @pytest.mark.parametrize(("name", "shape"), [("digits", (1, 28, 28)), ("digits32", (3, 32, 32))])
@@ -37,14 +40,36 @@ def test_batches_are_what_was_asked_for_and_augmented_alike_by_a_seed():
     split = TensorSplit(images, labels, "cpu", augmented=True)
     order = torch.tensor([7, 1, 5, 0, 9])
     found = list(split.batches(order, 2))
-    assert [len(x) for x, _ in found] == [2, 2, 1]
-    assert torch.equal(torch.cat([x for x, _ in found]), images[order])
-    assert torch.equal(torch.cat([y for _, y in found]), labels[order])
-    first, again, other = (torch.cat([x for x, _ in split.batches(order, 2, seed)]) for seed in (1, 1, 2))
+    assert [len(x) for x, *_ in found] == [2, 2, 1]
+    assert torch.equal(torch.cat([x for x, *_ in found]), images[order])
+    assert torch.equal(torch.cat([y for _, y, _ in found]), labels[order])
+    assert torch.equal(torch.cat([index for *_, index in found]), order)
+    first, again, other = (torch.cat([x for x, *_ in split.batches(order, 2, seed)]) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    rest = torch.cat([x for x, _ in split.batches(order[2:], 2, 1)])  # as a resumed run asks for it
+    rest = torch.cat([x for x, *_ in split.batches(order[2:], 2, 1)])  # as a resumed run asks for it
     assert torch.equal(rest, first[2:])
+
+
+def test_a_split_s_fingerprint_is_of_its_images_and_labels():
+    images, labels = torch.rand(4, 1, 3, 3), torch.arange(4)
+    other = images.clone()
+    other[3, 0, 2, 2] += 1e-6
+    splits = [TensorSplit(*pair, "cpu") for pair in ((images, labels), (other, labels), (images, labels.flip(0)))]
+    assert len({split.fingerprint for split in splits}) == 3
+    assert TensorSplit(images.clone(), labels.clone(), "cpu").fingerprint == splits[0].fingerprint
+
+
+def test_seeds_are_mixed_into_one_that_every_generator_takes():
+    found = [mixed(seed, epoch, first) for seed in (0, 1, 2**63 - 1) for epoch in (0, 1) for first in (0, 1, 999)]
+    assert len(set(found)) == len(found)
+    for seed in found:
+        torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((1, 28, 28), 250), ((3, 224, 224), 5), ((3, 2048, 2048), 1)])
+def test_batches_of_large_images_are_smaller(shape, size):
+    assert fitting(250, shape) == size
 
 
 def test_crops_and_flips_are_windows_of_the_padded_image():
@@ -101,6 +126,9 @@ def test_a_damaged_file_of_mnist_is_named(tiny_mnist):
     folder, _ = tiny_mnist
     (folder / IDX[1]).write_bytes((folder / IDX[1]).read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"{IDX[1]} is damaged"):
+        data.load("mnist", folder)
+    (folder / f"{IDX[1]}.gz").write_bytes(gzip.compress((folder / IDX[1]).read_bytes()))
+    with pytest.raises(ValueError, match=rf"{IDX[1]}\.gz is damaged: the md5"):
         data.load("mnist", folder)
 
 
@@ -171,7 +199,12 @@ class Stranger:
         return (pytest.fail, ("a pickle ran code",))
 
 
-@pytest.mark.parametrize("content", [Stranger(), {b"labels": [1], b"data": Stranger()}, [1, 2], {b"labels": "x"}])
+LABEL_300 = {b"labels": [300] * 10_000, b"data": np.zeros((10_000, 3072), np.uint8)}
+
+
+@pytest.mark.parametrize(
+    "content", [Stranger(), {b"labels": [1], b"data": Stranger()}, [1, 2], {b"labels": "x"}, LABEL_300]
+)
 def test_a_pickle_that_is_no_batch_runs_no_code(tmp_path, content):
     for name in (*cifar.TRAIN, *cifar.TEST):
         (tmp_path / name).write_bytes(pickle.dumps(content))
@@ -210,10 +243,10 @@ def test_a_tree_of_images_is_decoded_cropped_and_labelled(image_tree, workers):
 def test_augmented_images_depend_on_seed_and_index_alone(tmp_path):
     folder = tree.of_digits(tmp_path / "digits")
     train = data.load("folder", folder, image_size=24).train
-    whole = torch.cat([x for x, _ in train.batches(range(6), 6, 1)])
-    parts = torch.cat([x for x, _ in train.batches([4, 5, 0], 2, 1)])
+    whole = torch.cat([x for x, *_ in train.batches(range(6), 6, 1)])
+    parts = torch.cat([x for x, *_ in train.batches([4, 5, 0], 2, 1)])
     assert torch.equal(parts, whole[[4, 5, 0]])
-    assert not torch.equal(whole, torch.cat([x for x, _ in train.batches(range(6), 6, 2)]))
+    assert not torch.equal(whole, torch.cat([x for x, *_ in train.batches(range(6), 6, 2)]))
 
 
 def test_a_corrupt_image_is_named_or_skipped(image_tree, caplog):
@@ -226,6 +259,27 @@ def test_a_corrupt_image_is_named_or_skipped(image_tree, caplog):
     assert len(images) == len(labels) == 7
     assert test.corrupt == [path]
     assert "1.png cannot be decoded: skipped" in caplog.text
+
+
+def test_a_batch_of_corrupt_images_is_empty(image_tree):
+    for path in (image_tree / "val").glob("*/*"):
+        path.write_bytes(b"no image")
+    test = data.load("folder", image_tree, image_size=16, on_corrupt="skip").test
+    found = list(test.batches(range(8), 3))
+    assert [tuple(images.shape) for images, *_ in found] == [(0, 3, 16, 16)] * 3
+    assert [len(labels) + len(index) for _, labels, index in found] == [0, 0, 0]
+    assert len(test.corrupt) == 8
+
+
+def test_a_tree_s_fingerprint_is_of_names_and_sizes_of_files_and_images(image_tree, tmp_path_factory):
+    found = [data.load("folder", image_tree, image_size=size) for size in (16, 24)]
+    elsewhere = shutil.copytree(image_tree, tmp_path_factory.mktemp("copy") / "tree")
+    assert data.load("folder", elsewhere, image_size=16).identity == found[0].identity
+    (elsewhere / "train" / "red" / "0.JPEG").write_bytes(b"shorter")
+    (elsewhere / "val" / "red" / "1.png").rename(elsewhere / "val" / "red" / "one.png")
+    found.append(data.load("folder", elsewhere, image_size=16))
+    for split in ("train", "test"):
+        assert len({getattr(each, split).fingerprint for each in found}) == 3
 
 
 def test_what_is_wrong_with_a_tree_is_said(image_tree, tmp_path):

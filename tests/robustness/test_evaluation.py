@@ -5,6 +5,7 @@ import torch
 
 from ccn_kernels.robustness import evaluation
 from ccn_kernels.robustness.attacks import FGSM, PGD
+from ccn_kernels.robustness.data.splits import TensorSplit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,52 @@ def test_a_damaged_outcome_is_done_again(bright_or_dark, tmp_path, damage, caplo
     again = evaluation.evaluate(run, FGSM((0.1,)), split, None, tmp_path)
     assert torch.equal(first["fooled"], again["fooled"])
     assert "done again" in caplog.text
+
+
+def test_other_images_have_an_outcome_of_their_own(bright_or_dark, tmp_path):
+    run, split = bright_or_dark
+    found = []
+    for images in (split.images, 1 - split.images):
+        attack = FGSM((0.1,))
+        found.append(evaluation.evaluate(run, attack, TensorSplit(images, split.labels, "cpu"), None, tmp_path))
+    assert found[0]["right"].all()
+    assert not found[1]["right"].any()
+
+
+class Holed:
+    """A split, some of whose images cannot be decoded."""
+
+    def __init__(self, split, missing):
+        self.split, self.missing, self.shape, self.fingerprint = split, torch.tensor(missing), split.shape, "holed"
+
+    def __len__(self):
+        return len(self.split)
+
+    def batches(self, order, batch_size):
+        for images, labels, index in self.split.batches(order, batch_size):
+            kept = ~torch.isin(index, self.missing)
+            yield images[kept], labels[kept], index[kept]
+
+
+@pytest.mark.parametrize("missing", [[0, 1, 4], [2, 3, 5]])  # a whole batch each
+def test_images_that_cannot_be_decoded_are_missing_from_the_outcome(bright_or_dark, tmp_path, missing):
+    run, split = bright_or_dark
+    attack = FGSM((0.1,), batch_size=2)
+    whole = evaluation.evaluate(run, attack, split, None, tmp_path)
+    found = [evaluation.evaluate(run, attack, Holed(split, missing), count, tmp_path) for count in (4, None)]
+    kept = [index for index in range(6) if index not in missing]
+    assert found[1]["index"].tolist() == kept
+    assert torch.equal(found[1]["fooled"], whole["fooled"][kept])
+    assert found[0]["index"].tolist() == [index for index in kept if index < 4]
+    again = evaluation.evaluate(run, attack, Holed(split, missing), 4, tmp_path)
+    assert again["index"].tolist() == found[0]["index"].tolist()
+
+
+def test_nothing_to_attack_is_said(bright_or_dark, tmp_path):
+    run, split = bright_or_dark
+    for nothing, skip in ((Holed(split, range(6)), 0), (split, 6)):
+        with pytest.raises(ValueError, match="no image to attack"):
+            evaluation.evaluate(run, FGSM((0.1,)), nothing, None, tmp_path, skip=skip)
 
 
 def test_images_can_be_left_out_at_the_front(bright_or_dark, tmp_path):

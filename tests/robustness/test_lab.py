@@ -23,7 +23,7 @@ def lab(tmp_path, monkeypatch):
         whole = load(name, *args, **options)
         if name == "folder":
             for split in (whole.train, whole.test):
-                split.paths, split.labels = split.paths[:64], split.labels[:64]
+                split.names, split.labels = split.names[:64], split.labels[:64]
             return whole
         return whole._replace(train=part(whole.train, 64), test=part(whole.test, 170))
 
@@ -86,7 +86,7 @@ def test_the_substitute_sees_no_image_that_it_is_judged_on(lab, monkeypatch):
 
 def test_a_substitute_learns_its_oracle():
     digits = data.load("digits")
-    images, _ = next(digits.train.batches(range(150), 150))
+    images, *_ = next(digits.train.batches(range(150), 150))
 
     class Oracle(torch.nn.Module):
         """Classes of the image's brighter half."""
@@ -96,7 +96,7 @@ def test_a_substitute_learns_its_oracle():
             return halves
 
     model = substitute.train(Oracle(), images, 2, rounds=3, epochs=10)
-    test, _ = next(digits.test.batches(range(450), 450))
+    test, *_ = next(digits.test.batches(range(450), 450))
     agrees = (model(test).argmax(1) == Oracle()(test).argmax(1)).float().mean()
     assert agrees > 0.8
 

@@ -1,10 +1,11 @@
 """The commands as a shell runs them."""
 
 import json
+import sys
 
 import pytest
 
-from ccn_kernels import cli
+from ccn_kernels import cli, robustness
 from ccn_kernels.robustness import data, runs, scales
 from ccn_kernels.robustness.command import EXTRA
 
@@ -34,7 +35,7 @@ def test_train_then_attack(tmp_path, capsys):
     record = json.loads((tmp_path / "ccn" / runs.RECORD).read_text())
     assert (record["config"]["batch_size"], record["config"]["milestones"]) == (32, [0.5])
     for attack in ("fgsm", "pgd", "deepfool", "deepfool_2018"):
-        printed = succeeds(capsys, "attack", tmp_path / "ccn", "--attack", attack, "--images", 4)
+        printed = succeeds(capsys, "attack", tmp_path / "ccn", "--attack", attack, "--count", 4)
         assert f"CCN under {attack.split('_')[0]}, 4 images" in printed
         assert "gradients all zero" in printed
     printed = succeeds(capsys, "attack", tmp_path / "ccn", "--crafted-on", tmp_path / "sm", "--epsilons", 0.3)
@@ -78,10 +79,8 @@ def test_a_table_is_gone_on_with(tmp_path, capsys, monkeypatch):
 
 
 def test_the_extra_is_named_where_it_is_missing(capsys, monkeypatch):
-    import sys
-
-    for name in list(sys.modules):
-        if name.startswith(("ccn_kernels.robustness.tables", "ccn_kernels.robustness.figures")):
-            monkeypatch.delitem(sys.modules, name)
+    for name in ("tables", "figures"):  # to be imported anew
+        monkeypatch.delitem(sys.modules, f"{robustness.__name__}.{name}", raising=False)
+        monkeypatch.delattr(robustness, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert EXTRA in fails(capsys, "table", "1")

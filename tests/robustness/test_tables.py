@@ -49,6 +49,9 @@ def test_tables_repeat_one_another_as_the_paper_s_do():
 def test_ours_adds_columns_that_the_paper_has_not():
     assert {cell.attack for cell in paper.cells(2) if cell.paper is None} == {"deepfool_2018"}
     assert {cell.epsilon for cell in paper.cells(4) if cell.attack == "pgd"} == {0.3, 8 / 255}
+    radii = [{c.epsilon for c in paper.cells(1) if c.attack == attack} for attack in ("fgsm", "pgd")]
+    assert radii[0] == radii[1]
+    assert scales.FULL.images["pgd"] == 1000
 
 
 @pytest.mark.parametrize("table", [0, 10, 14])
@@ -100,9 +103,19 @@ def test_a_table_of_one_data_set(tmp_path):
         tables.run(12, Parrot(), ["mnist"], tmp_path)
 
 
+def grid_rows(text, name):
+    """Cells of the rows of this name."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    return [cells for first, *cells in filter(None, rows) if first == name]
+
+
 def test_transfer_is_read_both_ways_and_masked_rows_are_flagged(tmp_path):
     text = tables.run(7, Parrot(SM_SM=50, SM_CCN=40), ["mnist"], tmp_path)
     assert "rows crafted on and columns tested on" in text
+    as_printed, transposed = grid_rows(text, "CCN")
+    assert as_printed[0] == "65.2 (64.15, +1.0)"  # tested on CCN, crafted on SM
+    assert transposed[0] == "40.0 (64.15, -24.2)"  # crafted on CCN, tested on SM, beside what is printed there
+    assert grid_rows(text, "zero gradients, %") == [["12.5"] * 6]  # a column has one network's
     (line,) = [line for line in text.splitlines() if line.startswith("SM: masked?")]
     assert "crafted on CCN" in line
     assert "40.0" in line

@@ -1,7 +1,7 @@
 """Data sets: images [N, C, H, W] in [0, 1] and labels [N], split into training and test images.
 
 A split hands out batches of whichever indices it is asked for, on its device. MNIST, CIFAR-10 and the digits are
-tensors that live there whole (:mod:`.tensors`); a tree of image files is decoded as it is read (:mod:`.folder`).
+tensors that live there whole (:mod:`.splits`); a tree of image files is decoded as it is read (:mod:`.folder`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from . import cifar, digits, folder, mnist
-from .splits import Dataset, Split
+from .splits import Batches, Dataset, Split, fitting, mixed
 
 DATASETS = ("digits", "digits32", "mnist", "cifar10", "folder")
 
-__all__ = ["DATASETS", "Dataset", "Split", "load"]
+__all__ = ["DATASETS", "Batches", "Dataset", "Split", "fitting", "load", "mixed"]
 
 
 def load(name: str, path: str | Path | None = None, device: torch.device | str = "cpu", **options) -> Dataset:

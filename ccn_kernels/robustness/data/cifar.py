@@ -29,7 +29,7 @@ CHECKSUMS = {
 def load(path: Path, device: torch.device | str) -> Dataset:
     folder, read = _layout(path)
     train = _split(folder, "training", TRAIN, read, device)
-    return Dataset("cifar10", 10, (3, 32, 32), train, _split(folder, "test", TEST, read, device))
+    return Dataset("cifar10", 10, train, _split(folder, "test", TEST, read, device))
 
 
 def _layout(path: Path) -> tuple[Path, Callable[[Path, str], np.ndarray]]:
@@ -65,11 +65,12 @@ def _read_binary(folder: Path, name: str) -> np.ndarray:
 
 def _read_pickle(folder: Path, name: str) -> np.ndarray:
     path = folder / name
+    content = _content(path)
     try:
-        batch = _Unpickler(_content(path)).load()
+        batch = _Unpickler(content).load()
         labels = np.asarray(batch[b"labels"], np.uint8).reshape(_RECORDS, 1)
         return np.concatenate([labels, np.asarray(batch[b"data"], np.uint8).reshape(_RECORDS, _PIXELS)], axis=1)
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except Exception as error:  # there is none that unpickling a stranger's file may not raise
         raise ValueError(f"{path} is damaged, or no batch of CIFAR-10: {error}") from error
 
 

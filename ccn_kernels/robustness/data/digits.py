@@ -22,4 +22,4 @@ def load(name: str, device: torch.device | str) -> Dataset:
     labels = torch.from_numpy(bunch.target).long()
     train, test = train_test_split(np.arange(len(labels)), test_size=0.25, random_state=0, stratify=bunch.target)
     splits = [TensorSplit(images[chosen], labels[chosen], device) for chosen in (train, test)]
-    return Dataset(name, 10, SHAPES[name], *splits)
+    return Dataset(name, 10, *splits)

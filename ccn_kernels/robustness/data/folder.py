@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
+import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .splits import Dataset
+from .splits import Batches, Dataset
 
 logger = logging.getLogger("ccn_kernels")
 
@@ -50,7 +53,7 @@ def load(
     train, test = (
         FolderSplit(roots[split], classes, device, image_size, workers, on_corrupt) for split in ("train", "test")
     )
-    return Dataset(path.name, len(classes), (3, image_size, image_size), train, test)
+    return Dataset("folder", len(classes), train, test)
 
 
 def _root(path: Path, names: Sequence[str]) -> Path:
@@ -66,46 +69,39 @@ class FolderSplit:
     def __init__(
         self, root: Path, classes: list[str], device: torch.device | str, image_size: int, workers: int, on_corrupt: str
     ) -> None:
-        found = [
-            (path, label)
-            for label, name in enumerate(classes)
-            for path in sorted((root / name).glob("*"))
-            if path.suffix.lower() in SUFFIXES
-        ]
+        found = [(label, *file) for label, name in enumerate(classes) for file in _images(root, name)]
         if not found:
             raise FileNotFoundError(f"{root} has no images: files like {root / (classes or ['CLASS'])[0]}/*.JPEG")
         random.Random(0).shuffle(found)  # so that the first ones are of every class
-        self.paths = [path for path, _ in found]
-        self.labels = torch.tensor([label for _, label in found])
+        labels, names, sizes = zip(*found, strict=True)
+        self.names = np.array(names)  # one array of bytes: a million strings would be copied into every worker
+        self.labels = torch.tensor(labels)
+        self.shape = (3, image_size, image_size)
+        self.fingerprint = hashlib.sha256(repr((classes, names, sizes, image_size)).encode()).hexdigest()
         self.corrupt: list[Path] = []
-        self._device, self._workers, self._skip = torch.device(device), workers, on_corrupt == "skip"
-        self._size = image_size
+        self._root, self._device, self._workers = root, torch.device(device), workers
+        self._skip = on_corrupt == "skip"
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.labels)
 
-    def batches(
-        self, order: Sequence[int] | Tensor, batch_size: int, augment_seed: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        chosen = torch.as_tensor(order, dtype=torch.int64).tolist()
-        jobs = _Jobs([self.paths[index] for index in chosen], self._size, augment_seed, chosen)
+    def batches(self, order: Sequence[int] | Tensor, batch_size: int, augment_seed: int | None = None) -> Batches:
+        chosen = torch.as_tensor(order, dtype=torch.int64)
         loader = DataLoader(
-            jobs,
+            _Jobs(self._root, self.names[chosen.numpy()], chosen, self.shape[1], augment_seed),
             batch_size,
             num_workers=self._workers,
-            collate_fn=list,
+            collate_fn=partial(_stacked, size=self.shape[1]),
             pin_memory=self._device.type == "cuda",
             multiprocessing_context="spawn" if self._workers else None,
         )
-        for decoded in loader:
-            kept = [(image, self.labels[index]) for image, index in decoded if image is not None]
-            self._report([self.paths[index] for image, index in decoded if image is None])
-            if kept:
-                images, labels = (torch.stack(parts) for parts in zip(*kept, strict=True))
-                yield images.to(self._device).float() / 255, labels.to(self._device)
+        for images, index, corrupt in loader:
+            self._report(corrupt.tolist())
+            images, labels = (part.to(self._device, non_blocking=True) for part in (images, self.labels[index]))
+            yield images.float() / 255, labels, index
 
-    def _report(self, corrupt: list[Path]) -> None:
-        for path in corrupt:
+    def _report(self, corrupt: list[int]) -> None:
+        for path in (_path(self._root, self.names[index]) for index in corrupt):
             if not self._skip:
                 raise ValueError(f"{path} cannot be decoded: replace it, or skip such images (--on-corrupt skip)")
             if path not in self.corrupt:
@@ -113,19 +109,32 @@ class FolderSplit:
                 self.corrupt.append(path)
 
 
+def _images(root: Path, name: str) -> list[tuple[bytes, int]]:
+    """The image files of a class: path below ``root`` and size in bytes, in order."""
+    if not (root / name).is_dir():
+        return []
+    with os.scandir(root / name) as entries:
+        return sorted((os.fsencode(f"{name}/{entry.name}"), entry.stat().st_size) for entry in entries
+                      if entry.name.lower().endswith(SUFFIXES))  # fmt: skip
+
+
+def _path(root: Path, name: bytes) -> Path:
+    return root / os.fsdecode(name)
+
+
 class _Jobs(torch.utils.data.Dataset):
     """Decodes one image: uint8 [3, S, S] and its index, or None in its place."""
 
-    def __init__(self, paths: list[Path], size: int, seed: int | None, indices: list[int]) -> None:
-        self.paths, self.size, self.seed, self.indices = paths, size, seed, indices
+    def __init__(self, root: Path, names: np.ndarray, indices: Tensor, size: int, seed: int | None) -> None:
+        self.root, self.names, self.indices, self.size, self.seed = root, names, indices, size, seed
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def __getitem__(self, number: int) -> tuple[Tensor | None, int]:
-        index = self.indices[number]
+        index = int(self.indices[number])
         try:
-            with Image.open(self.paths[number]) as image:
+            with Image.open(_path(self.root, self.names[number])) as image:
                 decoded = image.convert("RGB")
         except (OSError, SyntaxError, Image.DecompressionBombError):  # Pillow's errors for files that are none
             return None, index
@@ -134,6 +143,15 @@ class _Jobs(torch.utils.data.Dataset):
         else:
             cropped = _random_crop(decoded, self.size, np.random.default_rng((self.seed, index)))
         return torch.from_numpy(np.array(cropped)).permute(2, 0, 1).contiguous(), index
+
+
+def _stacked(decoded: list[tuple[Tensor | None, int]], size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images [n, 3, S, S] and their indices [n], and the indices of those that are corrupt."""
+    images = [image for image, _ in decoded if image is not None]
+    stacked = torch.stack(images) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
+    index, corrupt = (torch.tensor([i for image, i in decoded if (image is None) == missing], dtype=torch.int64)
+                      for missing in (False, True))  # fmt: skip
+    return stacked, index, corrupt
 
 
 def _center_crop(image: Image.Image, size: int) -> Image.Image:

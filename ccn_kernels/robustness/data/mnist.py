@@ -29,27 +29,34 @@ def load(path: Path, device: torch.device | str) -> Dataset:
     train, test = (
         TensorSplit(arrays[i].float().unsqueeze(1) / 255, arrays[i + 1].long(), device) for i in (0, 2)
     )  # images [N, 1, 28, 28]
-    return Dataset("mnist", 10, (1, 28, 28), train, test)
+    return Dataset("mnist", 10, train, test)
 
 
 def _read_idx(path: Path, name: str) -> np.ndarray:
-    content = _read(path, name)
+    zipped, plain = path / f"{name}.gz", path / name
+    content = _unzipped(zipped) if zipped.exists() else _read(plain)
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if digest != FILES[name]:
-        raise ValueError(f"{path / name} (or .gz) is damaged: its md5 is {digest}, expected {FILES[name]}")
+        found = zipped if zipped.exists() else plain
+        raise ValueError(f"{found} is damaged: the md5 of what it holds is {digest}, expected {FILES[name]}")
     kind, axes = content[2], content[3]
     assert kind == _UBYTE
     shape = np.frombuffer(content, ">i4", axes, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
 
 
-def _read(path: Path, name: str) -> bytes:
-    zipped, plain = path / f"{name}.gz", path / name
-    if zipped.exists():
-        try:
-            return gzip.decompress(zipped.read_bytes())
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{zipped} is damaged: {error}") from error
-    if plain.exists():
-        return plain.read_bytes()
-    raise FileNotFoundError(f"{zipped} (or {name}, unzipped) is missing: an IDX file of MNIST is expected there")
+def _unzipped(path: Path) -> bytes:
+    content = path.read_bytes()
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} (or {path.name}.gz) is missing: an IDX file of MNIST is expected there"
+        ) from None

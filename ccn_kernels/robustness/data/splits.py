@@ -2,41 +2,61 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 CROP_PADDING = 4
+SMALL_IMAGE = 32 * 32  # pixels of the images that batch sizes are meant for
+
+# images [n, C, H, W] in [0, 1] and labels [n], on the device, and the images' indices [n] in the split, on the CPU
+Batches = Iterator[tuple[Tensor, Tensor, Tensor]]
 
 
 class Split(Protocol):
     """Images and labels by index."""
 
     labels: Tensor  # [N], int64, on the CPU
+    shape: tuple[int, int, int]  # of one image: channels, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same images and labels alone: results on others are no results for these."""
+        ...
 
     def __len__(self) -> int: ...
 
-    def batches(
-        self, order: Sequence[int] | Tensor, batch_size: int, augment_seed: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images [n, C, H, W] in [0, 1], labels [n]) of these indices, on the device.
+    def batches(self, order: Sequence[int] | Tensor, batch_size: int, augment_seed: int | None = None) -> Batches:
+        """Batches of these indices: one for every ``batch_size`` of them.
 
-        A seed augments: the same seed and order give the same images, whatever came before.
+        What cannot be decoded, and is skipped, is missing: a batch may be empty. A seed augments: the same seed and
+        order give the same images, whatever came before.
         """
         ...
 
 
 class Dataset(NamedTuple):
-    """One data set."""
+    """One data set, by the name that it is loaded by."""
 
     name: str
     classes: int
-    shape: tuple[int, int, int]  # of one image: channels, height, width
     train: Split
     test: Split
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.train.shape
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a result that was made with it depends on, for JSON."""
+        return {"name": self.name, "classes": self.classes, "shape": list(self.shape),
+                "train": self.train.fingerprint, "test": self.test.fingerprint}  # fmt: skip
 
 
 class TensorSplit:
@@ -51,21 +71,37 @@ class TensorSplit:
     def __init__(self, images: Tensor, labels: Tensor, device: torch.device | str, augmented: bool = False) -> None:
         self.images = images.to(device)
         self.labels = labels
+        channels, height, width = images.shape[1:]
+        self.shape = (channels, height, width)
         self._labels = labels.to(device)
         self.augmented = augmented
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.images.cpu().contiguous().numpy().data)
+        digest.update(self.labels.numpy().data)
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(
-        self, order: Sequence[int] | Tensor, batch_size: int, augment_seed: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        for chosen in torch.as_tensor(order, dtype=torch.int64).split(batch_size):
-            first, chosen = chosen[:1].sum().item(), chosen.to(self.images.device)
+    def batches(self, order: Sequence[int] | Tensor, batch_size: int, augment_seed: int | None = None) -> Batches:
+        for index in torch.as_tensor(order, dtype=torch.int64).split(batch_size):
+            chosen = index.to(self.images.device)
             images = self.images[chosen]
             if self.augmented and augment_seed is not None:  # the batch's own seed: an epoch may be gone on with
-                images = crop_and_flip(images, augment_seed * 1_000_003 + int(first))
-            yield images, self._labels[chosen]
+                images = crop_and_flip(images, mixed(augment_seed, int(index[0])))
+            yield images, self._labels[chosen], index
+
+
+def fitting(batch_size: int, shape: Sequence[int]) -> int:
+    """A batch size that is meant for images of 32x32, for images [C, H, W]: what is larger would not fit in memory."""
+    return max(1, min(batch_size, batch_size * SMALL_IMAGE // (shape[1] * shape[2])))
+
+
+def mixed(*numbers: int) -> int:
+    """One seed, of 63 bits, from several numbers."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "big") >> 1
 
 
 def crop_and_flip(images: Tensor, seed: int) -> Tensor:
