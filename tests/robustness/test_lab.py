@@ -84,6 +84,19 @@ def test_the_substitute_sees_no_image_that_it_is_judged_on(lab, monkeypatch):
     assert outcome["agrees"].all()  # this one is its own oracle
 
 
+@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
+def test_a_damaged_substitute_is_trained_again(lab, damage, caplog):
+    run, wanted = lab.run("mnist", "SM"), cell(6, method="SM")
+    first = lab._substitute(wanted, run).state_dict()
+    (path,) = lab.folder.rglob("substitute-*")
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] if damage is None else damage)
+    again = lab._substitute(wanted, run).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert path.read_bytes() == content
+    assert "is trained again" in caplog.text
+
+
 def test_a_substitute_learns_its_oracle():
     digits = data.load("digits")
     images, *_ = next(digits.train.batches(range(150), 150))

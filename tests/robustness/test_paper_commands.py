@@ -1,13 +1,16 @@
 """The commands as a shell runs them."""
 
+import argparse
 import json
 import sys
 
 import pytest
+import torch
 
 from ccn_kernels import cli, robustness
-from ccn_kernels.robustness import data, runs, scales
+from ccn_kernels.robustness import command, data, paper, runs, scales, tree
 from ccn_kernels.robustness.command import EXTRA
+from ccn_kernels.robustness.lab import Lab
 
 TRAIN = ["train", "--epochs", "1", "--batch-size", "32"]
 
@@ -38,8 +41,9 @@ def test_train_then_attack(tmp_path, capsys):
         printed = succeeds(capsys, "attack", tmp_path / "ccn", "--attack", attack, "--count", 4)
         assert f"CCN under {attack.split('_')[0]}, 4 images" in printed
         assert "gradients all zero" in printed
-    printed = succeeds(capsys, "attack", tmp_path / "ccn", "--crafted-on", tmp_path / "sm", "--epsilons", 0.3)
+    printed = succeeds(capsys, "attack", tmp_path / "ccn", "--crafted-on", tmp_path / "sm", "--epsilons", "8/255", 0.3)
     assert "CCN under transfer, 40 images" in printed
+    assert "ε = 0.03137" in printed
 
 
 @pytest.mark.usefixtures("few")
@@ -51,6 +55,71 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
     assert "compact_layer must be one of" in fails(capsys, *TRAIN, "--compact-layer", "fc9", "--out", tmp_path / "x")
     assert "table must be one of 1, 2" in fails(capsys, "table", "10")
     assert "figure must be one of 1, 2, 5, 6" in fails(capsys, "figure", "three")
+    assert "epochs must be 1 or more, got 0" in fails(capsys, "train", "--epochs", 0, "--out", tmp_path / "x")
+    attack = ["attack", tmp_path / "ccn"]
+    assert "--epsilons is for fgsm and pgd" in fails(capsys, *attack, "--attack", "cw", "--epsilons", 0.1)
+    assert "--crafted-on is for fgsm alone" in fails(capsys, *attack, "--attack", "pgd", "--crafted-on", tmp_path)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("content", ["[]", "{}", '{"data": "digits"}', '{"data": {"name": "digits", "shape": []}}'])
+def test_a_record_that_names_no_data_is_refused(tmp_path, capsys, content):
+    succeeds(capsys, *TRAIN, "--out", tmp_path)
+    (tmp_path / runs.RECORD).write_text(content)
+    assert "run.json" in fails(capsys, "attack", tmp_path)
+
+
+def test_a_tree_is_attacked_at_the_size_that_the_network_was_trained_for(tmp_path, capsys):
+    digits = tree.of_digits(tmp_path / "tree")
+    for path in digits.glob("*/*/*"):
+        if int(path.stem) >= 60:
+            path.unlink()
+    common = ["--data", digits, "--out", tmp_path / "net"]
+    succeeds(capsys, *TRAIN, "--dataset", "folder", "--image-size", 16, *common)
+    moved = digits.rename(tmp_path / "elsewhere")
+    printed = succeeds(capsys, "attack", tmp_path / "net", "--data", moved, "--count", 8)
+    assert "CCN under fgsm, 8 images" in printed
+
+
+@pytest.mark.parametrize("asked", [["table", "1"], ["figure", "1"]])
+def test_several_processes_make_no_table_and_no_figure(asked, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert f"one process makes a {asked[0]}" in fails(capsys, *asked, "--out", tmp_path / "x")
+
+
+def test_a_gpu_that_is_not_there_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "--device cuda: PyTorch sees no CUDA GPU" in fails(capsys, *TRAIN, "--device", "cuda", "--out", tmp_path)
+
+
+def test_torchrun_s_processes_have_a_gpu_each(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert command._device(argparse.Namespace(device=None)) == "cuda:3"
+    assert chosen == ["cuda:3"]
+
+
+def test_table_5_asks_for_its_tree_before_anything_is_trained(tmp_path, capsys, monkeypatch):
+    error = fails(capsys, "table", "5", "--scale", "small", "--out", tmp_path / "x")
+    assert "--images DIR" in error
+    error = fails(capsys, "table", "all", "--scale", "small", "--datasets", "mnist", "cifar10", "--data", tmp_path)
+    assert "is missing" in error
+
+
+def test_all_tables_leave_out_what_has_no_data(tmp_path, capsys, monkeypatch):
+    made, looked = [], []
+    monkeypatch.setattr(Lab, "data", lambda self, dataset: looked.append(dataset))
+    monkeypatch.setattr("ccn_kernels.robustness.tables.run", lambda number, *args: made.append(number) or "")
+    printed = succeeds(capsys, "table", "all", "--scale", "small", "--out", tmp_path)
+    assert "table 5 is left out" in printed
+    assert made == [number for number in paper.TABLES if number != 5]
+    assert looked == ["mnist", "cifar10"]
+    made.clear()
+    succeeds(capsys, "table", "all", "--scale", "small", "--out", tmp_path, "--images", tmp_path)
+    assert made == list(paper.TABLES)
 
 
 def test_data_that_is_not_there_is_said(tmp_path, capsys):
@@ -60,7 +129,7 @@ def test_data_that_is_not_there_is_said(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("epsilon", ["-0.1", "8", "nan", "x"])
+@pytest.mark.parametrize("epsilon", ["-0.1", "8", "nan", "x", "1/0", "256/255"])
 def test_a_radius_outside_the_range_is_refused(epsilon, capsys):
     with pytest.raises(SystemExit):
         cli.main(["attack", "somewhere", "--epsilons", epsilon])

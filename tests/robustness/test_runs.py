@@ -1,5 +1,6 @@
 """Trained networks as files: what is not one is refused, and nothing in a file is executed."""
 
+import dataclasses
 import json
 import pickle
 
@@ -58,6 +59,19 @@ def test_a_plain_network_s_weights_do_not_pass_for_a_compact_one_s(saved):
     save_file(plain, folder / runs.WEIGHTS)
     with pytest.raises(ValueError, match="names no network"):
         runs.load(folder)
+
+
+@pytest.mark.parametrize("change", [{"shape": [3]}, {"shape": "x"}, {"classes": None}, {"network": {"width": "x"}},
+                                    {"network": {"width": -1}}, {"network": 3}, {"network": {"depth": 2}}])  # fmt: skip
+def test_a_header_that_makes_no_sense_is_refused(few_digits, tmp_path, change):
+    network = Network("vgg11", "sm", width=0.125)
+    header = {"network": dataclasses.asdict(network), "shape": [3, 32, 32], "classes": 10}
+    if isinstance(change.get("network"), dict):
+        change = {"network": {**header["network"], **change["network"]}}
+    save_file(network.build((3, 32, 32), 10).state_dict(), tmp_path / runs.WEIGHTS,
+              {"ccn": json.dumps({**header, **change})})  # fmt: skip
+    with pytest.raises(ValueError, match=f"{runs.WEIGHTS} (does not fit|is damaged)"):
+        runs.load(tmp_path)
 
 
 class Stranger:
