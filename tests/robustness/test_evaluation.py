@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from ccn_kernels.robustness import evaluation
+from ccn_kernels.robustness import evaluation, training
 from ccn_kernels.robustness.attacks import FGSM, PGD
 from ccn_kernels.robustness.data.splits import TensorSplit
 
@@ -109,6 +109,19 @@ def test_images_that_cannot_be_decoded_are_missing_from_the_outcome(bright_or_da
     assert found[0]["index"].tolist() == [index for index in kept if index < 4]
     again = evaluation.evaluate(run, attack, Holed(split, missing), 4, tmp_path)
     assert again["index"].tolist() == found[0]["index"].tolist()
+
+
+@pytest.mark.parametrize("side", [32, 64, 256])
+def test_batches_are_smaller_where_images_are_larger(bright_or_dark, tmp_path, side):
+    run, _ = bright_or_dark
+    split = TensorSplit(torch.rand(9, 1, side, side), torch.arange(9) % 2, "cpu")
+    sizes = []
+    run.model.register_forward_pre_hook(lambda model, args: sizes.append(len(args[0])))
+    evaluation.evaluate(run, FGSM((0.1,), batch_size=8), split, None, tmp_path)
+    assert max(sizes) == {32: 8, 64: 2, 256: 1}[side]
+    sizes.clear()
+    training.accuracy(run.model, split, 8)
+    assert max(sizes) == {32: 8, 64: 2, 256: 1}[side]
 
 
 def test_nothing_to_attack_is_said(bright_or_dark, tmp_path):

@@ -88,6 +88,13 @@ def test_several_processes_make_no_table_and_no_figure(asked, tmp_path, capsys, 
     assert f"one process makes a {asked[0]}" in fails(capsys, *asked, "--out", tmp_path / "x")
 
 
+def test_figures_have_one_data_set(capsys):
+    for option in ("--datasets", "--images"):
+        with pytest.raises(SystemExit):
+            cli.main(["figure", "1", option, "mnist"])
+        assert "unrecognized arguments" in capsys.readouterr().err
+
+
 def test_a_gpu_that_is_not_there_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "--device cuda: PyTorch sees no CUDA GPU" in fails(capsys, *TRAIN, "--device", "cuda", "--out", tmp_path)

@@ -230,6 +230,21 @@ def test_a_batch_of_corrupt_images_is_passed_over(few_digits, tmp_path):
         accuracy(run.model, split)
 
 
+def test_the_seconds_are_those_of_reading_images_too(few_digits, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+
+    class Slow(TensorSplit):
+        def batches(self, *args, **options):
+            for batch in super().batches(*args, **options):
+                now[0] += 10
+                yield batch
+
+    split = Slow(few_digits.train.images, few_digits.train.labels, "cpu")
+    run = train(SM, few_digits._replace(train=split), CONFIG, tmp_path)
+    assert run.record["seconds"] == 90  # three epochs of three steps
+
+
 def test_the_largest_seed_trains_augmented_images(few_digits, tmp_path):
     few_digits.train.augmented = True
     run = train(SM, few_digits, dataclasses.replace(CONFIG, seed=2**63 - 1), tmp_path)
