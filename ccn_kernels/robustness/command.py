@@ -21,6 +21,7 @@ PAPER_S = {"mnist": "mnist", "cifar10": "cifar10", "ilsvrc": "ilsvrc_val"}  # as
 HELP = {
     "milestones": "shares of the training after which the learning rate falls",
     "decay": "what it is multiplied by there",
+    "clip": "the largest norm of a gradient; 0 for any",
     "adversarial_epsilon": "train on FGSM's images of this radius too (table 4)",
     "validation": "training images that are held out and judged after each epoch",
     "bf16": "bfloat16 autocast in training",
@@ -87,20 +88,17 @@ def _add_tree(parser: argparse.ArgumentParser, sized: bool = True) -> None:
 def _add_schedule(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
     """An option for every setting of training; None leaves it as it is scheduled."""
     group = parser.add_argument_group("training (defaults: the paper's for the data set)")
-    types = typing.get_type_hints(TrainConfig)
+    kinds = {**typing.get_type_hints(TrainConfig), "adversarial_epsilon": _epsilon, "compile": str}
     for field in fields(TrainConfig):
         if field.name in but:
             continue
-        flag, text = f"--{field.name.replace('_', '-')}", HELP.get(field.name)
-        kind = _epsilon if field.name == "adversarial_epsilon" else types[field.name]
+        flag, kind, text = f"--{field.name.replace('_', '-')}", kinds[field.name], HELP.get(field.name)
         if kind is bool:
             group.add_argument(flag, action="store_const", const=True, help=text)
         elif field.name == "milestones":
             group.add_argument(flag, type=float, nargs="*", metavar="F", help=text)
         else:
-            group.add_argument(
-                flag, type=kind if kind in (int, float, _epsilon) else str, metavar=flag[2].upper(), help=text
-            )
+            group.add_argument(flag, type=kind, metavar=flag[2].upper(), help=text)
 
 
 def _epsilon(text: str) -> float:

@@ -51,7 +51,7 @@ SMOKE = Scale(
     "smoke",
     {"mnist": "digits", "cifar10": "digits32", "ilsvrc_val": "folder"},
     epochs=3,
-    images={"fgsm": 200, "pgd": 100, "deepfool": 30, "deepfool_2018": 30, "cw": 10, "transfer": 200, "substitute": 200},
+    images={"fgsm": 200, "pgd": 30, "deepfool": 30, "deepfool_2018": 30, "cw": 10, "transfer": 200, "substitute": 200},
     cw_steps=20,
     substitute_rounds=2,
     substitute_epochs=5,
