@@ -109,11 +109,16 @@ def test_the_choice_is_a_function_and_can_run(dtype, device, user_table):
 
 
 def test_kernels_of_our_own_take_the_layers_they_are_for():
-    """On a Hopper GPU: the products of wide layers go by descriptors, exact fp32 to cuDNN, depthwise to its kernel."""
-    wide = next(layer for layer in LAYERS if layer.name == "256-256@14")
+    """On a Hopper GPU: the products of wide layers go by descriptors, exact fp32 to cuDNN, depthwise to its kernel.
+
+    cuDNN has the weight's gradient of maps whose sides are no powers of two, where it is not narrowed to fp16.
+    """
+    wide, odd = (next(layer for layer in LAYERS if layer.name == name) for name in ("256-256@8", "256-256@14"))
     depthwise = next(layer for layer in LAYERS if layer.groups == layer.in_channels > 1)
     for dtype in ("bfloat16", "float16"):
         assert {config.choose(request_of(wide, dtype, kind), H200).kernel for kind in KINDS} == {"descriptor"}
+        wgrad = config.choose(request_of(odd, dtype, "wgrad"), H200).kernel
+        assert wgrad == ("descriptor" if dtype == "float16" else "hybrid")
     assert {config.choose(request_of(wide, "ieee", kind), H200) for kind in KINDS} == {HYBRID}
     assert config.choose(request_of(depthwise), H200).kernel == "depthwise"
 

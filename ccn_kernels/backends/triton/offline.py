@@ -25,7 +25,7 @@ from .launch import Launch, Problem
 ARCHITECTURES = {f"sm_{capability}": capability for capability in (75, 80, 86, 89, 90, 100, 120)}
 PROCESSORS = 132  # of the GPU that is not there: an H200's
 DTYPES = ("bfloat16", "tf32")
-_SHOWN = ("BOX", "TILE", "BLOCK", "BLOCK_O", "BLOCK_C", "BLOCK_K", "SQUARES", "PLACES_FIRST", "PRECISION")
+_SHOWN = ("BOX", "TILE", "BLOCK", "BLOCK_O", "BLOCK_C", "BLOCK_K", "SQUARES", "PRECISION")
 
 
 class Report(NamedTuple):
