@@ -23,7 +23,7 @@ LEAST = 16  # of each size of a product
 SHARED_LIMITS = {80: 166912, 90: 232448, 100: 232448, 103: 232448}  # bytes a block, by capability
 LEAST_SHARED = 101376  # where the above says nothing
 TENSOR_CORES = 80  # the first capability whose tensor cores Triton uses
-_BATCHES = (1, 4, 16, 64, 256)
+_BATCHES = (1, 4, 16, 64, 128, 256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,17 +219,23 @@ def _descriptor_reason(tile: Tile, request: Request, device: Device) -> str | No
     return None
 
 
-# What a heuristic chooses from: places x outputs, warps, stages. None spills: see `ccn kernels`.
-_PRODUCTS = ((128, 256, 8, 4), (256, 128, 8, 4), (128, 128, 8, 6), (128, 128, 8, 4), (128, 128, 8, 3), (256, 64, 8, 4),
-             (128, 64, 4, 4), (128, 64, 4, 3), (64, 128, 4, 4), (64, 64, 4, 4))  # fmt: skip
-_WGRADS = ((64, 256, 128, 8, 3), (64, 128, 128, 8, 3), (64, 128, 64, 4, 4), (64, 64, 64, 4, 4))  # and depth
+# What a heuristic chooses from: places x outputs (wgrad: x depth), warps, stages. None spills: see `ccn kernels`.
+_PRODUCTS = ((128, 256, 8, 4), (256, 128, 8, 4), (128, 128, 8, 6), (128, 128, 8, 4), (128, 128, 8, 3), (128, 128, 4, 4),
+             (256, 64, 8, 4), (128, 64, 4, 4), (128, 64, 4, 3), (64, 128, 4, 4), (64, 64, 4, 4))  # fmt: skip
+_WGRADS = ((64, 128, 256, 8, 3), (64, 256, 128, 8, 3), (64, 128, 128, 8, 3), (64, 128, 64, 4, 4), (64, 64, 64, 4, 4))
 _SPLITS = (1, 2, 3, 4, 6, 8)
 
-# The model behind the choice among them; guesses until a GPU has been measured (benchmarks/PERFORMANCE.md).
-_PRODUCTS_A_CYCLE = {"bfloat16": 2048, "float16": 2048, "float32": 1024}  # multiply-adds of one processor
-_BYTES_A_CYCLE = 28  # from the L2 cache to one processor
-_EPILOGUE_BYTES_A_CYCLE = 16
-_SPLIT_CYCLES = 6000  # a launch and its tail
+# The model behind the choice among them, in cycles of one processor: fitted to some 350 times of 20 products of bf16 on
+# an H200, which it meets to 7 % on average (benchmarks/PERFORMANCE.md).
+_PRODUCTS_A_CYCLE = {"bfloat16": 1900, "float16": 1900, "float32": 950}  # multiply-adds
+_BYTES_A_CYCLE = 60  # from the L2 cache
+_LATENCY = 1500  # of a box, hidden by the stages
+_STEP_CYCLES = 75  # of a step beside its products
+_TILE_CYCLES, _WRITE_CYCLES = 5000, 2300  # of a tile: to start and end it; for 128 x 128 results
+_SQUARE_CYCLES, _SQUARES_CYCLES = 150, 1300  # for each box of 128 places that is squared; once a tile
+_PLANE_CYCLES, _PLANE_BYTES = 170, 1800  # of the launch that squares x, which overlaps; a cycle, of all processors
+_SPLIT_CYCLES, _SPLIT_BYTES = 3800, 2800  # of the launch that adds shares up
+_OTHER_REGISTERS = 90  # of a thread, beside its accumulators
 
 
 def resident(tile: Tile) -> int:
@@ -348,13 +354,33 @@ def predict(tile: Tile, request: Request, device: Device) -> float:
     steps = geometry.taps * math.ceil(sums / tile.depth)
     multiply = tile.places * tile.outputs * tile.depth / _PRODUCTS_A_CYCLE[request.dtype]
     fetch = (tile.places + tile.outputs) * tile.depth * size / _BYTES_A_CYCLE
-    squared = {"rows": steps / geometry.kernel[2], "images": steps / geometry.taps}.get(tile.squares, 0)
-    squares = squared * tile.places * tile.depth / 128 if forward else 0.0
-    write = tile.places * tile.outputs * (4 if tile.splits > 1 else 2 * size) / _EPILOGUE_BYTES_A_CYCLE
-    one = steps / tile.splits * max(multiply, fetch) + squares / tile.splits + write
-    waves = math.ceil(programs / device.processors)
-    again = _SPLIT_CYCLES + 2 * tile.splits * tiles * tile.places * outputs * 4 / (2400 * device.processors / 132)
-    return waves * one + (again if tile.splits > 1 else 0.0)
+
+    def wave(beside: int) -> float:
+        """So many programs beside each other on a processor, from first to last step."""
+        step = max(beside * max(multiply, fetch), multiply + _STEP_CYCLES, _LATENCY / (tile.stages - 1))
+        return steps / tile.splits * step + ends
+
+    boxes = {"rows": steps / geometry.kernel[2], "images": steps / geometry.taps}
+    squared = boxes.get(tile.squares, 0) if forward else 0
+    ends = _TILE_CYCLES + _WRITE_CYCLES * tile.places * tile.outputs / 128**2
+    ends += squared * _SQUARE_CYCLES * tile.places / 128 + (_SQUARES_CYCLES if squared else 0)
+    beside = _beside(tile, request)
+    full, rest = divmod(programs, device.processors * beside)
+    cycles = full * wave(beside) + (wave(math.ceil(rest / device.processors)) if rest else 0)
+    share = device.processors / 132
+    if forward and tile.squares == "plane":
+        read = geometry.batch * math.prod(geometry.in_extent) * geometry.groups * sums * size
+        cycles += _PLANE_CYCLES + read / (_PLANE_BYTES * share)
+    if tile.splits > 1:
+        cycles += _SPLIT_CYCLES + 2 * tile.splits * tiles * tile.places * outputs * 4 / (_SPLIT_BYTES * share)
+    return cycles
+
+
+def _beside(tile: Tile, request: Request) -> int:
+    """How many programs of a product one processor holds: by their shared memory, and by their registers."""
+    threads = 32 * tile.warps
+    registers = threads * min(255, tile.places * tile.outputs // threads + _OTHER_REGISTERS)
+    return max(1, min(SHARED_LIMITS[90] // (_shared_bytes(tile, request) + 1024), 65536 // registers))
 
 
 def _is_cudnns(request: Request, device: Device) -> bool:

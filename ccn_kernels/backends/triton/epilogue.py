@@ -8,6 +8,8 @@ from .dgrad import undo_scale, write_input_gradient
 from .fprop import output_channels
 from .indexing import coordinates, once, patch_squares, place_of_tile, reciprocal_divisor, transposed_box, write_output
 
+AHEAD = tl.constexpr(3)  # tiles that are on their way while one is at work
+
 
 @triton.jit(do_not_specialize=["batch"])
 def sum_of_squares(
@@ -134,7 +136,7 @@ def backward_prologue(
     BLOCKS: tl.constexpr = (OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O
     sums = tl.zeros((TILE, BLOCK_O), tl.float32)
     moments = tl.zeros((TILE,), tl.float32)
-    for index in range(each):
+    for index in tl.range(each, num_stages=AHEAD):
         image, pixel, valid = place_of_tile(share * each + index, batch, pixels, TILE, INDEX)
         place = (image * GROUPS + group) * pixels + pixel
         r = tl.load(norm + place, mask=valid, other=1.0)
