@@ -219,7 +219,9 @@ def test_the_packages_own_tables_can_be_read():
     assert config.CONFIGS.is_dir()
 
 
-@pytest.mark.parametrize("batches", [(256, 255, 129, 1000), (128, 100, 65), (64, 63, 33, 17), (16, 15, 5), (4, 3, 2)], ids=str)
+@pytest.mark.parametrize(
+    "batches", [(256, 255, 129, 1000), (128, 100, 65), (64, 63, 33, 17), (16, 15, 5), (4, 3, 2)], ids=str
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "tf32"])
 @pytest.mark.parametrize("layer", MANY, ids=lambda layer: layer.name)
 def test_nothing_is_compiled_anew_for_another_batch(layer, dtype, batches):

@@ -16,7 +16,6 @@ from .config import Tile
 from .geometry import ONES, is_linear, next_power_of_two
 from .launch import (
     CONSTANTS,
-    ELEMENTS,
     PLACES,
     WEIGHT_AXES,
     Launch,
@@ -34,6 +33,7 @@ from .launch import (
 )
 
 TOP = 2.0**14  # what the largest |e| in fp16 is scaled to: sums of it are fp32
+ELEMENTS = 1024  # that a program of a reduction adds at a time
 PROGRAMS = 4  # of the prologue on each processor: every one leaves a row of sums
 
 
@@ -101,7 +101,7 @@ class Backward:
         """e, q and the scale of e: what the convolutions and the input's epilogue take."""
         problem, geometry = self.problem, self.geometry
         wanted = self.needs_input or self.needs_weight
-        tile, block = pass_tile(geometry.out_channels, self.grad.strides.channel == 1)
+        tile, block = pass_tile(geometry.out_channels, self.grad.strides.channel == 1, problem.dtype.itemsize)
         tiles = ceil(problem.places / tile)
         each = ceil(tiles / (PROGRAMS * problem.device.processors)) if block >= geometry.out_channels else 1
         common = {
@@ -310,7 +310,7 @@ class Backward:
     def _reduce(self, partial: Tensor, strides: dict[str, int], splits: int, scale: Tensor | None) -> None:
         problem, geometry = self.problem, self.geometry
         count = self.d_weight.numel()
-        block = max(32, min(1024, next_power_of_two(count // (2 * problem.device.processors))))
+        block = max(32, min(256, next_power_of_two(count // (2 * problem.device.processors))))
         programs = ceil(count / block)
         alphas = problem.empty(programs) if self.needs_alpha else None
         d_weight = operand(self.d_weight)

@@ -148,7 +148,7 @@ def sum_of_squares(problem: Problem, overlapped: bool = False) -> Tensor:
     """The plane [N, groups, pixels] of squares summed over a group's channels. ``overlapped``: the next launch is."""
     geometry = problem.geometry
     plane = problem.empty(geometry.batch, geometry.groups, geometry.in_pixels)
-    places, block = pass_tile(geometry.in_channels, problem.x.strides.channel == 1)
+    places, block = pass_tile(geometry.in_channels, problem.x.strides.channel == 1, problem.dtype.itemsize)
     arguments = {
         "x": problem.x.tensor, "plane": plane, "pixels": geometry.in_pixels, **problem.x.named("x"), "TILE": places,
         "BLOCK": block, "OVERLAPPED": overlapped,

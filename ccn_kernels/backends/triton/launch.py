@@ -19,7 +19,7 @@ from .geometry import Axes, Strides, box_of, geometry_of, is_boxable, next_power
 CONSTANTS = ("KERNEL", "STRIDE", "PADDING", "DILATION")
 WEIGHT_AXES = ("output", "channel", "tap")
 PLACES, CHANNELS = 32, 64  # tiles of the passes that no product bounds
-ELEMENTS, MOST_PLACES, WIDEST = 2048, 128, 1024  # of such a tile, and channels of one pixel that it holds
+TILE_BYTES, MOST_PLACES, WIDEST = 4096, 128, 1024  # of such a tile, and channels of one pixel that it holds
 LARGEST_INT = 2**31 - 1
 LEAST_STEPS = 4  # of a split: fewer would not cover the cost of adding it up
 
@@ -85,10 +85,10 @@ def width(channels: int) -> int:
     return min(CHANNELS, next_power_of_two(channels))
 
 
-def pass_tile(channels: int, innermost: bool) -> tuple[int, int]:
+def pass_tile(channels: int, innermost: bool, itemsize: int) -> tuple[int, int]:
     """Places and channels of a tile of a pass that no product bounds: whole pixels, if their channels lie together."""
     block = min(next_power_of_two(channels), WIDEST if innermost else CHANNELS)
-    return min(MOST_PLACES, ELEMENTS // block), block
+    return min(MOST_PLACES, TILE_BYTES // itemsize // block), block
 
 
 def tiles_of(batch: int, extent: Axes, box: Axes) -> list[int]:
