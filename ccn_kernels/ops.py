@@ -18,6 +18,8 @@ from .spec import ConvSpec, memory_format, norm_dtype, output_size, seen_pixels
 
 _SPEC = "int[]? stride, int[]? padding, int[]? dilation, int groups, float delta, bool relu"  # linear layers have none
 
+DIRECT = ("cpu", "triton")
+
 _library = torch.library.Library("ccn", "DEF")
 _library.define(
     "compact_conv(Tensor input, Tensor weight, Tensor? bias, Tensor alpha, "
@@ -31,15 +33,17 @@ _library.define(
 
 
 def _directly(backend: str, *tensors: Tensor | None) -> bool:
-    """Whether a backend's own operator may stand in for ours, at half the price: nothing looks at operators but ATen.
+    """Whether a backend may be called without our operator, at half the price: nothing looks at operators but ATen.
 
-    That is so in eager code over plain tensors. Of backends, ``cpu`` alone is an operator to ATen (csrc/library.cpp).
+    That is so in eager code over plain tensors, by backends that are operators to ATen or read memory themselves.
     """
-    if backend != "cpu" or torch.compiler.is_compiling():
+    if backend not in DIRECT or torch.compiler.is_compiling():
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
-    return all(tensor is None or type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    return all(
+        tensor is None or (type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_neg()) for tensor in tensors
+    )
 
 
 def compact_conv(

@@ -36,7 +36,7 @@ ALLOWED = {
     "backends.triton.wgrad": {"backends.triton.dgrad", "backends.triton.fprop", "backends.triton.indexing"},
     "backends.triton.epilogue": {"backends.triton.dgrad", "backends.triton.fprop", "backends.triton.indexing"},
     "backends.triton.launch": {"backends.triton.config", "backends.triton.geometry", "spec"},
-    "backends.triton.convolution": {"backends.triton.launch"},
+    "backends.triton.convolution": {"backends.triton.launch", "spec"},
     "backends.triton.forward_pass": TRITON_KERNELS | TRITON_LAUNCHES,
     "backends.triton.backward_pass": TRITON_KERNELS | TRITON_LAUNCHES,
     "backends.triton.replay": TRITON_PASSES_ALONE | {"backends.triton.config", "backends.triton.launch", "spec"},

@@ -86,8 +86,9 @@ def of_gradient(case: Case, kind: str, wanted: Tiles | None, saved: Named) -> Co
     calls: list[Callable[[], Any]] = [launch.run for launch in others]
     if direct.problem().tile(kind).kernel == "hybrid":
         # what it returns goes nowhere: the launches read what the recorded call returned, which is as good
-        e, mask = prologue.arguments["e"], MASKS[kind][:2]
-        calls.insert(0, functools.partial(convolution.backward, direct.problem(), e, mask))
+        e, problem = prologue.arguments["e"], direct.problem()
+        product = functools.partial(convolution.backward, problem.spec, tuple(MASKS[kind][:2]))
+        calls.insert(0, functools.partial(product, e, problem.x.tensor, problem.w.tensor))
 
     @torch.no_grad()
     def run() -> Named:
@@ -95,8 +96,8 @@ def of_gradient(case: Case, kind: str, wanted: Tiles | None, saved: Named) -> Co
             call()
         return result
 
-    product = recorder.product()
-    facts = {} if product is None else resources(product)
+    launch = recorder.product()
+    facts = {} if launch is None else resources(launch)
     return Contender(run, {name: case.expected_gradients(OURS)[name]}, limit(case.dtype_name, rival=False), facts)
 
 

@@ -22,9 +22,11 @@ from ccn_kernels.bench.direct import Direct, Tiles
 OURS = Family(compact=True)
 
 # places, outputs, warps, stages
-SIZES = ((128, 128, 8, 4), (128, 128, 4, 4), (256, 128, 8, 3), (128, 256, 8, 3), (64, 256, 4, 4))
-NARROW_SIZES = ((128, 64, 4, 4), (128, 64, 8, 4), (256, 64, 8, 4), (256, 64, 4, 4), (64, 64, 4, 4))
-GATHER_SIZES = ((64, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (256, 64, 8, 2))
+SIZES = ((128, 256, 8, 4), (128, 256, 8, 3), (256, 128, 8, 4), (256, 128, 8, 3), (128, 128, 8, 6), (128, 128, 8, 4),
+         (128, 128, 8, 3), (128, 128, 4, 4), (64, 256, 4, 5))  # fmt: skip
+NARROW_SIZES = ((256, 64, 8, 4), (256, 64, 8, 2), (128, 64, 4, 4), (128, 64, 4, 3), (128, 64, 4, 2), (128, 64, 8, 3),
+                (64, 64, 4, 4))  # fmt: skip
+GATHER_SIZES = ((64, 64, 4, 3), (128, 64, 4, 3), (128, 32, 4, 3), (256, 32, 4, 3), (256, 64, 4, 3), (256, 64, 8, 3))
 # outputs, depth, places, warps, stages
 WGRAD_SIZES = (
     (128, 128, 64, 8, 4), (128, 64, 64, 4, 4), (64, 128, 64, 4, 4), (128, 128, 128, 8, 3), (256, 128, 64, 8, 3),
@@ -94,9 +96,9 @@ def label(tile: Tile) -> str:
     if tile.kernel == "hybrid":
         return "hybrid"
     parts = [tile.kernel, f"{tile.places}x{tile.outputs}x{tile.depth}", f"w{tile.warps}", f"s{tile.stages}"]
-    parts += [tile.squares] if tile.squares != "loop" else []
+    parts += [tile.squares] if tile.squares != "plane" else []
     parts += [f"split{tile.splits}"] if tile.splits > 1 else []
-    return " ".join([*parts, "places first"] if tile.places_first else parts)
+    return " ".join(parts)
 
 
 def default_tile(case: Case, kind: str) -> Tile:
@@ -113,18 +115,14 @@ def candidates(case: Case, kind: str) -> dict[str, Tile]:
 
 
 def _forward_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:
-    """Every way to find the squares and both orders of the product, at one size; other sizes, warps and splits."""
+    """Sizes, every way to find the squares, and splits."""
     if not boxable:
         for places, outputs, warps, stages in GATHER_SIZES:
-            for squares, first in itertools.product(("loop", "plane"), (False, True)):
-                yield Tile("gather", places, outputs, 32, warps, stages, 1, squares, first)
+            yield Tile("gather", places, outputs, 32, warps, stages, squares="loop")
         return
-    one, *others = _products(case.layer.out_channels, case.layer.in_channels, case.dtype)
-    for squares, first in itertools.product(config.SQUARES, (False, True)):
-        yield dataclasses.replace(one, squares=squares, places_first=first, splits=default.splits)
-    for tile in (one, *others):
-        for squares, splits in itertools.product((default.squares, "loop", "plane"), (1, default.splits)):
-            yield dataclasses.replace(tile, squares=squares, splits=splits)
+    tiles = _products(case.layer.out_channels, case.layer.in_channels, case.dtype)
+    for tile, squares, splits in itertools.product(tiles, config.BOXED_SQUARES, {1, default.splits}):
+        yield dataclasses.replace(tile, squares=squares, splits=splits)
 
 
 def _dgrad_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:
@@ -133,8 +131,8 @@ def _dgrad_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:
         for places, warps in itertools.product((64, 128), (4, 8)):
             yield Tile("gather", places, outputs, 32, warps, 3)
     for tile in _products(case.layer.in_channels, case.layer.out_channels, case.dtype):
-        for splits, first in itertools.product((1, default.splits), (False, True)):
-            yield dataclasses.replace(tile, splits=splits, places_first=first)
+        for splits in {1, default.splits}:
+            yield dataclasses.replace(tile, splits=splits)
 
 
 def _products(outputs: int, sums: int, dtype: torch.dtype) -> list[Tile]:

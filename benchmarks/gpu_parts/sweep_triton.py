@@ -23,6 +23,7 @@ HYBRID_DTYPE = torch.float32 if INTERPRETED else torch.bfloat16  # whose product
 BOXES = Tile("descriptor", 64, 16, 16, 4, 2)
 WIDE = Tile("descriptor", 128, 128, 64, 8, 4)
 POINTERS = Tile("gather", 32, 16, 16, 4, 2)
+ONE_STEP = Tile("gather", 32, 16, 64, 4, 2, squares="loop")
 
 
 def of_tiles(
@@ -40,15 +41,10 @@ def split(tile: Tile) -> Tile:
     return dataclasses.replace(tile, splits=3)
 
 
-def places_first(tile: Tile) -> Tile:
-    return dataclasses.replace(tile, places_first=True)
-
-
 CALLS = (
-    *(of_tiles(f"descriptor, {way}", with_squares(way), BOXES, BOXES) for way in ("loop", "rows", "images", "plane")),
+    *(of_tiles(f"descriptor, {way}", with_squares(way), BOXES, BOXES) for way in ("rows", "images", "plane")),
     of_tiles("descriptor, split", split(BOXES), BOXES, split(BOXES)),
     of_tiles("descriptor, split, images", split(with_squares("images")), BOXES, split(BOXES), relu=True),
-    of_tiles("descriptor, places first", places_first(BOXES), places_first(BOXES), BOXES, relu=True),
     of_tiles("descriptor, strided", BOXES, HYBRID, BOXES, (32, 24), (8, 6), stride=2),
     of_tiles("descriptor, groups", BOXES, BOXES, BOXES, (32, 64), groups=2),
     of_tiles("descriptor, dilated", BOXES, BOXES, BOXES, dilation=2),
@@ -56,7 +52,7 @@ CALLS = (
     of_tiles("descriptor, fp16", BOXES, BOXES, BOXES, dtype=torch.float16),
     of_tiles("gather", POINTERS, POINTERS, POINTERS, (5, 7)),
     of_tiles("gather, split", split(POINTERS), POINTERS, split(POINTERS), (16, 24), stride=2, groups=2),
-    of_tiles("gather, plane", dataclasses.replace(POINTERS, squares="plane"), POINTERS, POINTERS, (5, 7), relu=True),
+    of_tiles("gather, loop", ONE_STEP, POINTERS, POINTERS, (5, 7), relu=True),
     of_tiles("depthwise", Tile("depthwise", 64, 64, warps=4, stages=1), POINTERS, POINTERS, (12, 24), groups=12),
     of_tiles("hybrid", HYBRID, dtype=HYBRID_DTYPE),
     of_tiles("hybrid, relu", HYBRID, stride=2, relu=True, dtype=HYBRID_DTYPE),

@@ -147,10 +147,9 @@ def test_forward_with_and_without_bias_and_relu(kernel, setting):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("splits", [1, 3])
-@pytest.mark.parametrize("places_first", [False, True], ids=["outputs first", "places first"])
-@pytest.mark.parametrize("squares", ["loop", "rows", "images", "plane"])
-def test_forward_by_descriptors(squares, places_first, splits, dtype):
-    tile = small("descriptor", 64, 32, squares=squares, places_first=places_first, splits=splits)
+@pytest.mark.parametrize("squares", ["rows", "images", "plane"])
+def test_forward_by_descriptors(squares, splits, dtype):
+    tile = small("descriptor", 64, 32, squares=squares, splits=splits)
     check(boxable(dtype, **RAGGED, batch=2), forward=tile)
 
 
@@ -195,9 +194,8 @@ def test_strided_descriptors(shape, dtype):
     check(strided(dtype, **STRIDED_BOXES[shape], relu=dtype != torch.float32), forward=tile, wgrad=wgrad)
 
 
-@pytest.mark.parametrize("settings", [{"squares": "plane"}, {"splits": 2}, {"places_first": True}], ids=str)
-def test_strided_descriptors_otherwise_configured(settings):
-    check(strided(torch.float32, padding=1), forward=small("descriptor", **settings))
+def test_strided_descriptors_in_shares():
+    check(strided(torch.float32, padding=1), forward=small("descriptor", splits=2))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -209,12 +207,11 @@ def test_pointers(shape, dtype):
 
 
 @pytest.mark.parametrize("formats", BOTH, ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("places_first", [False, True], ids=["outputs first", "places first"])
 @pytest.mark.parametrize("splits", [1, 2])
 @pytest.mark.parametrize("squares", ["loop", "plane"])
 @pytest.mark.parametrize("channels", [15, 16], ids=["across taps", "within taps"])
-def test_pointers_otherwise_configured(channels, squares, splits, places_first, formats):
-    forward = small("gather", 64, 32, squares=squares, splits=splits, places_first=places_first)
+def test_pointers_otherwise_configured(channels, squares, splits, formats):
+    forward = small("gather", 64, 32, squares=squares, splits=splits)
     problem = make(torch.float32, channels=(channels, 20), size=4, padding=1, formats=formats)
     check(problem, forward=forward)
 
@@ -234,9 +231,8 @@ def test_passes_around_atens_products(shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kernel", ["descriptor", "gather"])
-def test_gradient_of_the_input_with_places_first(kernel, dtype):
-    """And with more than one step a tap."""
-    check(boxable(dtype, **RAGGED), dgrad=small(kernel, 64, 32, places_first=True))
+def test_gradient_of_the_input_in_several_steps_a_tap(kernel, dtype):
+    check(boxable(dtype, **RAGGED), dgrad=small(kernel, 64, 32))
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)

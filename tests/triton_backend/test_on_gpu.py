@@ -30,8 +30,8 @@ def test_tiles_of_eight_warps(layer, kind, dtype):
         tiles.append(Tile("gather", 64, 128, 64, 8, 3, 2))
     else:
         sizes = [(128, 256, depth, 8, 3), (128, 128, depth, 8, 3), (256, 64, depth, 8, 4)]
-        ways = [(1, "loop"), (2, "loop")] if kind == "forward" else [(1, "loop")]
-        ways += [(1, squares) for squares in ("rows", "images", "plane")] if kind == "forward" else []
+        ways = [(1, "plane"), (2, "plane")] if kind == "forward" else [(1, "plane")]
+        ways += [(1, squares) for squares in ("rows", "images")] if kind == "forward" else []
         tiles = [Tile("descriptor", *size, *way) for size in sizes for way in ways]
         tiles.append(Tile("gather", 128, 128, 32, 8, 3))
     call = calls.resolved(make(layer, dtype))

@@ -101,9 +101,9 @@ def backward(
     mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of input, weight, alpha and bias."""
-    from .backward_pass import Backward
-    from .launch import Problem
+    from . import replay
 
+    others = (bias, alpha, output, quotient, norm)
     with _on(input):
-        problem = Problem(input, weight, spec, device(input.device.index))
-        return Backward(problem, grad, bias, alpha, output, quotient, norm, mask).run()
+        chosen = device(input.device.index)
+        return replay.backward(grad, input, weight, others, spec, mask, chosen)  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from math import ceil
 from typing import Any
 
@@ -12,7 +13,7 @@ from . import convolution, epilogue
 from . import dgrad as dgrad_kernels
 from . import wgrad as wgrad_kernels
 from .config import Tile
-from .geometry import ONES, is_linear
+from .geometry import ONES, is_linear, next_power_of_two
 from .launch import (
     CONSTANTS,
     PLACES,
@@ -24,6 +25,7 @@ from .launch import (
     channels_innermost,
     image_descriptor,
     operand,
+    pass_tile,
     place_descriptor,
     tiles_of,
     weight_descriptor,
@@ -31,7 +33,8 @@ from .launch import (
 )
 
 TOP = 2.0**14  # what the largest |e| in fp16 is scaled to: sums of it are fp32
-REDUCED = 1024  # weights a program of the reduction takes
+ELEMENTS = 1024  # that a program of a reduction adds at a time
+PROGRAMS = 4  # of the prologue on each processor: every one leaves a row of sums
 
 
 class Backward:
@@ -67,11 +70,11 @@ class Backward:
         self.d_input, self.d_weight, self.d_bias = (problem.empty(0, dtype=problem.dtype) for _ in range(3))
         self.d_alpha = problem.empty(0, dtype=alpha.dtype)
         if self.needs_input:
-            self.d_input = torch.empty(
-                problem.x.tensor.shape, dtype=problem.dtype, device=grad.device, memory_format=problem.format
-            )
+            shape, device = problem.x.tensor.shape, grad.device
+            empty = torch.empty(shape, dtype=problem.dtype, device=device, memory_format=problem.format)
+            self.d_input = problem.own(empty)
         if self.needs_weight:
-            self.d_weight = torch.empty_like(problem.weight)
+            self.d_weight = problem.own(torch.empty_like(problem.weight))
 
     def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.grad.tensor.numel() == 0 or self.problem.w.tensor.numel() == 0:
@@ -98,31 +101,43 @@ class Backward:
         """e, q and the scale of e: what the convolutions and the input's epilogue take."""
         problem, geometry = self.problem, self.geometry
         wanted = self.needs_input or self.needs_weight
-        programs = ceil(problem.places / PLACES) * geometry.groups
+        tile, block = pass_tile(geometry.out_channels, self.grad.strides.channel == 1, problem.dtype.itemsize)
+        tiles = ceil(problem.places / tile)
+        each = ceil(tiles / (PROGRAMS * problem.device.processors)) if block >= geometry.out_channels else 1
         common = {
             "g": self.grad.tensor, "y": self.y, "norm": self.norm, "delta": problem.spec.delta,
-            "pixels": geometry.pixels, **self.grad.named("g"), **(self.saved or self.grad).named("y"), "TILE": PLACES,
-            "BLOCK_O": width(geometry.out_channels),
-            **problem.geometry_arguments("batch", "OUT_CHANNELS", "GROUPS", "INDEX"),
+            "pixels": geometry.pixels, **self.grad.named("g"), **(self.saved or self.grad).named("y"), "TILE": tile,
+            "BLOCK_O": block, **problem.geometry_arguments("batch", "OUT_CHANNELS", "GROUPS", "INDEX"),
         }  # fmt: skip
-        scale = self._scale(common, programs) if wanted and problem.dtype == torch.float16 else None
+        scale = self._scale(common, tiles * geometry.groups) if wanted and problem.dtype == torch.float16 else None
         e = self._errors() if wanted else None
         q = problem.empty(geometry.batch, geometry.groups, geometry.pixels) if self.needs_input else None
-        d_alpha = problem.empty(programs) if self.needs_alpha and not self.needs_weight else None
-        outputs = geometry.groups * geometry.out_channels
-        d_bias = problem.empty(programs // geometry.groups, outputs) if self.needs_bias else None
-        quotient = self.quotient if q is not None or d_alpha is not None else None
+        shares, outputs = ceil(tiles / each), geometry.groups * geometry.out_channels
+        alphas = problem.empty(shares * geometry.groups) if self.needs_alpha and not self.needs_weight else None
+        biases = problem.empty(shares, outputs) if self.needs_bias else None
+        quotient = self.quotient if q is not None or alphas is not None else None
         arguments = {
-            **common, "quotient": quotient, "bias": self.bias, "alpha": self.alpha, "scale": scale,
-            "e": None if e is None else e.tensor, "q": q, "dbias": d_bias, "dalpha": d_alpha,
+            **common, "quotient": quotient, "bias": self.bias, "alpha": self.alpha, "scale": scale, "each": each,
+            "e": None if e is None else e.tensor, "q": q, "dbias": biases, "dalpha": alphas,
             **(e or self.grad).named("e"),
         }  # fmt: skip
-        problem.issue(Launch(epilogue.backward_prologue, (programs,), arguments))
-        if d_bias is not None:
-            self.d_bias = d_bias.sum(0).to(problem.dtype)
-        if d_alpha is not None:
-            self.d_alpha = d_alpha.sum().to(self.alpha.dtype)
+        problem.issue(Launch(epilogue.backward_prologue, (shares * geometry.groups,), arguments, warps=8))
+        if biases is not None:
+            self.d_bias = self._summed(biases, problem.empty(outputs, dtype=problem.dtype))
+        if alphas is not None:
+            self.d_alpha = self._summed(alphas, problem.empty(dtype=self.alpha.dtype))
         return e, q, scale
+
+    def _summed(self, shares: Tensor, result: Tensor) -> Tensor:
+        """The result [columns] of shares [rows, columns]."""
+        count = result.numel()
+        columns = min(16, next_power_of_two(count))
+        arguments = {
+            "shares": shares, "result": result, "rows": shares.numel() // count, "columns": count,
+            "ROWS": ELEMENTS // columns, "COLUMNS": columns,
+        }  # fmt: skip
+        self.problem.issue(Launch(epilogue.sum_shares, (ceil(count / columns),), arguments))
+        return result
 
     def _scale(self, common: dict[str, Any], programs: int) -> Tensor:
         largest, scale = self.problem.empty(programs), self.problem.empty()
@@ -131,7 +146,7 @@ class Backward:
         narrowed = dgrad is not None and dgrad.kernel == "hybrid"
         arguments = {
             "largest": largest, "scale": scale, "limit": self._limit() if narrowed else None, "count": programs,
-            "TOP": TOP, "BLOCK": REDUCED,
+            "TOP": TOP, "BLOCK": ELEMENTS,
         }  # fmt: skip
         self.problem.issue(Launch(epilogue.error_scale, (1,), arguments))
         return scale
@@ -146,16 +161,16 @@ class Backward:
         """Uninitialised e, laid out as the kernels that will read it need it."""
         problem = self.problem
         if any(tile is not None and tile.kernel == "descriptor" for tile in self._tiles()):
-            return operand(channels_innermost(self.grad.tensor, problem.dtype))
+            return operand(problem.own(channels_innermost(self.grad.tensor, problem.dtype)))
+        device, format = self.alpha.device, problem.format
         return operand(
-            torch.empty(problem.shape, dtype=problem.dtype, device=self.alpha.device, memory_format=problem.format)
+            problem.own(torch.empty(problem.shape, dtype=problem.dtype, device=device, memory_format=format))
         )
 
     def _convolutions(self, e: Operand, q: Tensor | None, scale: Tensor | None) -> None:
         """dgrad and wgrad, each by its own tile; where both are cuDNN's, in one call."""
         dgrad, wgrad = self._tiles()
-        mask = [tile is not None and tile.kernel == "hybrid" for tile in (dgrad, wgrad)]
-        conv, dw = convolution.backward(self.problem, e.tensor, mask) if any(mask) else (None, None)
+        conv, dw = self._cudnns(e, *(tile is not None and tile.kernel == "hybrid" for tile in (dgrad, wgrad)))
         if conv is not None and q is not None:
             whole = operand(conv)
             self._input_epilogue(whole.tensor, {"conv_split": 0, **whole.named("conv")}, 1, q, scale)
@@ -167,6 +182,13 @@ class Backward:
         elif wgrad is not None:
             shares, splits = getattr(self, f"_wgrad_{wgrad.kernel}")(wgrad, e)
             self._reduce(shares, self._share_strides(), splits, scale)
+
+    def _cudnns(self, e: Operand, dgrad: bool, wgrad: bool) -> tuple[Tensor | None, Tensor | None]:
+        if not (dgrad or wgrad):
+            return None, None
+        function = functools.partial(convolution.backward, self.problem.spec, (dgrad, wgrad))
+        found = self.problem.call(function, e.tensor, self.problem.x.tensor, self.problem.w.tensor)
+        return found[0] if dgrad else None, found[-1] if wgrad else None
 
     def _gradient_arguments(self, q: Tensor, scale: Tensor | None) -> dict[str, Any]:
         d_input = operand(self.d_input)
@@ -182,8 +204,8 @@ class Backward:
         blocks = ceil(geometry.in_channels / tile.outputs)
         repacked = problem.dtype == torch.float32
         if repacked:
-            transposed = operand(convolution.transposed(problem.w.tensor, geometry.groups))
-            w = weight_descriptor(boxed(transposed, packed=True), geometry.taps, (tile.outputs, tile.depth))
+            (exchanged,) = problem.call(functools.partial(convolution.transposed, geometry.groups), problem.w.tensor)
+            w = weight_descriptor(operand(exchanged), geometry.taps, (tile.outputs, tile.depth))
         else:
             w = weight_descriptor(boxed(problem.w, packed=True), geometry.taps, (tile.depth, tile.outputs))
         programs = tiles[0] * tiles[1] * tiles[2] * geometry.groups * blocks
@@ -194,7 +216,7 @@ class Backward:
             "e": image_descriptor(e, geometry.extent, ONES, box, tile.depth), "w": w, "partial": partial,
             **self._gradient_arguments(q, scale), "tiles_h": tiles[1], "tiles_w": tiles[2], "tiles_c": blocks,
             "splits": splits, "BOX": box, "BLOCK_C": tile.outputs, "BLOCK_K": tile.depth,
-            "PLACES_FIRST": tile.places_first, "REPACKED": repacked, "PRECISION": problem.precision,
+            "REPACKED": repacked, "PRECISION": problem.precision,
             **problem.geometry_arguments("batch", "in_extent", "extent", "IN_CHANNELS", "OUT_CHANNELS", "GROUPS",
                                          "KERNEL", "PADDING", "DILATION", "INDEX"),
         }  # fmt: skip
@@ -212,7 +234,7 @@ class Backward:
         arguments = {
             "e": e.tensor, "w": problem.w.tensor, **e.named("e"), **problem.w.named("w", WEIGHT_AXES),
             **self._gradient_arguments(q, scale), "tiles_c": blocks, "TILE": tile.places, "BLOCK_C": tile.outputs,
-            "BLOCK_K": tile.depth, "PLACES_FIRST": tile.places_first, "PRECISION": problem.precision,
+            "BLOCK_K": tile.depth, "PRECISION": problem.precision,
             **problem.geometry_arguments("batch", "in_extent", "extent", "IN_CHANNELS", "OUT_CHANNELS", "GROUPS",
                                          *CONSTANTS, "INDEX"),
         }  # fmt: skip
@@ -288,17 +310,19 @@ class Backward:
     def _reduce(self, partial: Tensor, strides: dict[str, int], splits: int, scale: Tensor | None) -> None:
         problem, geometry = self.problem, self.geometry
         count = self.d_weight.numel()
-        programs = ceil(count / REDUCED)
-        d_alpha = problem.empty(programs) if self.needs_alpha else None
+        block = max(32, min(256, next_power_of_two(count // (2 * problem.device.processors))))
+        programs = ceil(count / block)
+        alphas = problem.empty(programs) if self.needs_alpha else None
         d_weight = operand(self.d_weight)
         arguments = {
-            "partial": partial, "w": problem.w.tensor, "dw": d_weight.tensor, "dalpha": d_alpha, "alpha": self.alpha,
+            "partial": partial, "w": problem.w.tensor, "dw": d_weight.tensor, "dalpha": alphas, "alpha": self.alpha,
             "scale": scale, "count": count, "splits": splits, **strides, **problem.w.named("w", WEIGHT_AXES),
-            **d_weight.named("dw", WEIGHT_AXES), "TAPS": geometry.taps, "BLOCK": REDUCED,
+            **d_weight.named("dw", WEIGHT_AXES), "TAPS": geometry.taps, "BLOCK": block,
+            "ROWS": ELEMENTS // block if strides["partial_split"] else 1,
             **problem.geometry_arguments("IN_CHANNELS"),
         }  # fmt: skip
         problem.issue(Launch(wgrad_kernels.wgrad_reduce, (programs,), arguments))
         if d_weight.tensor is not self.d_weight:
             self.d_weight.copy_(d_weight.tensor)
-        if d_alpha is not None:
-            self.d_alpha = d_alpha.sum().to(self.alpha.dtype)
+        if alphas is not None:
+            self.d_alpha = self._summed(alphas, problem.empty(dtype=self.alpha.dtype))

@@ -13,16 +13,17 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .geometry import Geometry, box_of, next_power_of_two, squares_of_centre
+from .geometry import Geometry, box_of, is_linear, next_power_of_two, squares_of_centre
 
 CONFIGS = Path(__file__).parent / "configs"
 USER_TABLE = "CCN_TUNED"  # environment variable: a file of `ccn tune`, before the package's own
 SQUARES = ("loop", "rows", "images", "plane")
+BOXED_SQUARES = ("images", "rows", "plane")  # of descriptors
 LEAST = 16  # of each size of a product
 SHARED_LIMITS = {80: 166912, 90: 232448, 100: 232448, 103: 232448}  # bytes a block, by capability
 LEAST_SHARED = 101376  # where the above says nothing
 TENSOR_CORES = 80  # the first capability whose tensor cores Triton uses
-_BATCHES = (1, 4, 16, 64, 256)
+_BATCHES = (1, 4, 16, 64, 128, 256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,6 @@ class Tile:
         kernel: "descriptor", "gather", "depthwise", or "hybrid" (cuDNN's product between our passes).
         splits: shares of the sum, added in a fixed order; 0 (for wgrad): as many as fill the GPU.
         squares: where a forward pass finds the patch's norm (see fprop.py).
-        places_first: whether the places are the product's rows.
     """
 
     kernel: str
@@ -43,8 +43,7 @@ class Tile:
     warps: int = 8
     stages: int = 3
     splits: int = 1
-    squares: str = "loop"
-    places_first: bool = False
+    squares: str = "plane"
 
 
 HYBRID = Tile("hybrid")
@@ -57,6 +56,11 @@ class Device(NamedTuple):
     capability: int  # 90 for 9.0
     processors: int
     is_interpreter: bool = False
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a launch can start before the one that it depends on is done (programmatic dependent launch)."""
+        return self.capability >= 90 and not self.is_interpreter
 
 
 class Request(NamedTuple):
@@ -170,7 +174,21 @@ def _depthwise_reason(tile: Tile, request: Request, device: Device) -> str | Non
 
 
 def _gather_reason(tile: Tile, request: Request, device: Device) -> str | None:
-    return None if tile.squares in ("loop", "plane") else "it finds squares in the loop or in a plane"
+    if tile.squares not in ("loop", "plane"):
+        return "it finds squares in the loop or in a plane"
+    if request.kind == "forward" and tile.squares == "loop" and _loses_boxes(device) and _steps(tile, request) > 1:
+        return "registers must not read what asynchronous products read: it finds squares in a plane"
+    return None
+
+
+def _loses_boxes(device: Device) -> bool:
+    """Whether Triton (3.6) fills shared memory anew too early where a loop reads it into registers as well."""
+    return device.capability >= 90 and not device.is_interpreter
+
+
+def _steps(tile: Tile, request: Request) -> int:
+    """Of a gather's loop."""
+    return math.ceil(request.geometry.in_channels * request.geometry.taps / tile.depth)
 
 
 def _descriptor_reason(tile: Tile, request: Request, device: Device) -> str | None:
@@ -183,11 +201,12 @@ def _descriptor_reason(tile: Tile, request: Request, device: Device) -> str | No
         return "dgrad by descriptors takes stride 1"
     if request.kind == "wgrad" and request.dtype == "float32":
         return "TF32 products want the summed axis innermost, and here it is not"
-    if tile.squares not in SQUARES:
-        return f"squares must be one of {', '.join(SQUARES)}, got {tile.squares!r}"
+    if request.kind == "forward" and tile.squares not in BOXED_SQUARES:
+        return f"squares must be one of {', '.join(BOXED_SQUARES)}, got {tile.squares!r}"
     if tile.squares in ("rows", "images") and not squares_of_centre(geometry, tile.squares):
         return "the centre's taps do not hold every patch's squares"
-    if box_of(tile.places, geometry, geometry.extent, tile.squares) is None:
+    box = box_of(tile.places, geometry, geometry.extent, tile.squares)
+    if box is None:
         return f"{tile.places} places do not hold whole {tile.squares}"
     if _shared_bytes(tile, request) > SHARED_LIMITS.get(device.capability, LEAST_SHARED):
         return "it needs more shared memory than a block may have"
@@ -200,16 +219,23 @@ def _descriptor_reason(tile: Tile, request: Request, device: Device) -> str | No
     return None
 
 
-# What a heuristic chooses from: places x outputs, warps, stages. None spills: see `ccn kernels`.
-_PRODUCTS = ((128, 256, 8, 3), (128, 128, 8, 3), (256, 64, 8, 4), (128, 64, 4, 4), (64, 128, 4, 4), (64, 64, 4, 4))
-_WGRADS = ((64, 256, 128, 8, 3), (64, 128, 128, 8, 3), (64, 128, 64, 4, 4), (64, 64, 64, 4, 4))  # and depth
+# What a heuristic chooses from: places x outputs (wgrad: x depth), warps, stages. None spills: see `ccn kernels`.
+_PRODUCTS = ((128, 256, 8, 4), (256, 128, 8, 4), (128, 128, 8, 6), (128, 128, 8, 4), (128, 128, 8, 3), (128, 128, 4, 4),
+             (256, 64, 8, 4), (128, 64, 4, 4), (128, 64, 4, 3), (64, 128, 4, 4), (64, 64, 4, 4))  # fmt: skip
+_WGRADS = ((64, 128, 256, 8, 3), (64, 256, 128, 8, 3), (64, 128, 128, 8, 3), (64, 128, 64, 4, 4), (64, 64, 64, 4, 4))
 _SPLITS = (1, 2, 3, 4, 6, 8)
 
-# The model behind the choice among them; guesses until a GPU has been measured (benchmarks/PERFORMANCE.md).
-_PRODUCTS_A_CYCLE = {"bfloat16": 2048, "float16": 2048, "float32": 1024}  # multiply-adds of one processor
-_BYTES_A_CYCLE = 28  # from the L2 cache to one processor
-_EPILOGUE_BYTES_A_CYCLE = 16
-_SPLIT_CYCLES = 6000  # a launch and its tail
+# The model behind the choice among them, in cycles of one processor: fitted to some 350 times of 20 products of bf16 on
+# an H200, which it meets to 7 % on average (benchmarks/PERFORMANCE.md).
+_PRODUCTS_A_CYCLE = {"bfloat16": 1900, "float16": 1900, "float32": 950}  # multiply-adds
+_BYTES_A_CYCLE = 60  # from the L2 cache
+_LATENCY = 1500  # of a box, hidden by the stages
+_STEP_CYCLES = 75  # of a step beside its products
+_TILE_CYCLES, _WRITE_CYCLES = 5000, 2300  # of a tile: to start and end it; for 128 x 128 results
+_SQUARE_CYCLES, _SQUARES_CYCLES = 150, 1300  # for each box of 128 places that is squared; once a tile
+_PLANE_CYCLES, _PLANE_BYTES = 170, 1800  # of the launch that squares x, which overlaps; a cycle, of all processors
+_SPLIT_CYCLES, _SPLIT_BYTES = 3800, 2800  # of the launch that adds shares up
+_OTHER_REGISTERS = 90  # of a thread, beside its accumulators
 
 
 def resident(tile: Tile) -> int:
@@ -260,9 +286,15 @@ def _wgrad(request: Request, device: Device) -> Tile:
         fits = tile.outputs <= _width(geometry.out_channels, 64) and tile.depth <= _width(geometry.in_channels, 64)
         large = tile.outputs * tile.depth > 128 * 128 and device.capability != 90  # spills elsewhere
         if fits and not large and not can_run(tile, request, device):
-            return tile
+            return tile if _is_linear(tile, geometry) or not hybrid else HYBRID
     narrow = geometry.groups == 1 and geometry.in_channels * geometry.taps <= 64
     return HYBRID if hybrid and not narrow else _gather_of_wgrad(request)
+
+
+def _is_linear(tile: Tile, geometry: Geometry) -> bool:
+    """Whether a wgrad's products run asynchronously (see wgrad.py)."""
+    box = box_of(tile.places, geometry, geometry.extent, tile.squares)
+    return box is not None and is_linear(box, geometry.extent)
 
 
 def _gather_of_wgrad(request: Request) -> Tile:
@@ -282,8 +314,6 @@ def candidates(request: Request, device: Device) -> list[Tile]:
         tiles.append(_gather_of_wgrad(request))
     else:
         tiles = _products(request, sums, outputs)
-        tiles += [dataclasses.replace(tile, squares="plane") for tile in tiles if tile.squares == "loop"]
-        tiles += [dataclasses.replace(tile, places_first=True) for tile in tiles if tile.outputs <= 64]
         tiles.append(_gather(request, device))
         tiles.append(Tile("depthwise", places=32, outputs=64, warps=4, stages=1))
     return [tile for tile in (*tiles, HYBRID) if not can_run(tile, request, device)]
@@ -301,7 +331,7 @@ def _products(request: Request, depth: int, outputs: int) -> list[Tile]:
         Tile("descriptor", places, wide, _depth(depth, request), warps, stages, splits, squares)
         for places, wide, warps, stages in _PRODUCTS
         for splits in _SPLITS
-        for squares in (("images", "rows", "loop") if request.kind == "forward" else ("loop",))
+        for squares in (BOXED_SQUARES if request.kind == "forward" else ("plane",))
         if wide <= _width(outputs, 64)
     ]
 
@@ -324,13 +354,33 @@ def predict(tile: Tile, request: Request, device: Device) -> float:
     steps = geometry.taps * math.ceil(sums / tile.depth)
     multiply = tile.places * tile.outputs * tile.depth / _PRODUCTS_A_CYCLE[request.dtype]
     fetch = (tile.places + tile.outputs) * tile.depth * size / _BYTES_A_CYCLE
-    squared = {"loop": steps, "rows": steps / geometry.kernel[2], "images": steps / geometry.taps}.get(tile.squares, 0)
-    squares = squared * tile.places * tile.depth / 128 if forward else 0.0
-    write = tile.places * tile.outputs * (4 if tile.splits > 1 else 2 * size) / _EPILOGUE_BYTES_A_CYCLE
-    one = steps / tile.splits * max(multiply, fetch) + squares / tile.splits + write
-    waves = math.ceil(programs / device.processors)
-    again = _SPLIT_CYCLES + 2 * tile.splits * tiles * tile.places * outputs * 4 / (2400 * device.processors / 132)
-    return waves * one + (again if tile.splits > 1 else 0.0)
+
+    def wave(beside: int) -> float:
+        """So many programs beside each other on a processor, from first to last step."""
+        step = max(beside * max(multiply, fetch), multiply + _STEP_CYCLES, _LATENCY / (tile.stages - 1))
+        return steps / tile.splits * step + ends
+
+    boxes = {"rows": steps / geometry.kernel[2], "images": steps / geometry.taps}
+    squared = boxes.get(tile.squares, 0) if forward else 0
+    ends = _TILE_CYCLES + _WRITE_CYCLES * tile.places * tile.outputs / 128**2
+    ends += squared * _SQUARE_CYCLES * tile.places / 128 + (_SQUARES_CYCLES if squared else 0)
+    beside = _beside(tile, request)
+    full, rest = divmod(programs, device.processors * beside)
+    cycles = full * wave(beside) + (wave(math.ceil(rest / device.processors)) if rest else 0)
+    share = device.processors / 132
+    if forward and tile.squares == "plane":
+        read = geometry.batch * math.prod(geometry.in_extent) * geometry.groups * sums * size
+        cycles += _PLANE_CYCLES + read / (_PLANE_BYTES * share)
+    if tile.splits > 1:
+        cycles += _SPLIT_CYCLES + 2 * tile.splits * tiles * tile.places * outputs * 4 / (_SPLIT_BYTES * share)
+    return cycles
+
+
+def _beside(tile: Tile, request: Request) -> int:
+    """How many programs of a product one processor holds: by their shared memory, and by their registers."""
+    threads = 32 * tile.warps
+    registers = threads * min(255, tile.places * tile.outputs // threads + _OTHER_REGISTERS)
+    return max(1, min(SHARED_LIMITS[90] // (_shared_bytes(tile, request) + 1024), 65536 // registers))
 
 
 def _is_cudnns(request: Request, device: Device) -> bool:
@@ -357,7 +407,9 @@ def _gather(request: Request, device: Device) -> Tile:
     sizes = (64, min(64, _width(geometry.out_channels)), min(32, _width(depth)))
     if device.capability < TENSOR_CORES:
         sizes = (32, 32, 16)
-    tile = Tile("gather", *sizes, warps=4, stages=3)
+    tile = Tile("gather", *sizes, warps=4, stages=3, squares="loop")
+    if _gather_reason(tile, request, device):
+        tile = dataclasses.replace(tile, squares="plane")
     blocks = geometry.groups * math.ceil(geometry.out_channels / tile.outputs)
     programs = blocks * math.ceil(geometry.batch * geometry.pixels / tile.places)
     return dataclasses.replace(tile, splits=max(1, min(8, device.processors // programs)))

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .launch import Problem
+from ...spec import ConvSpec
+from .launch import channels_innermost
 
 _settings = threading.Lock()
 
@@ -26,28 +27,29 @@ def deterministic() -> Iterator[None]:
             torch._C._set_cudnn_deterministic(before)
 
 
-def _settings_of(problem: Problem) -> tuple:
-    spec = problem.spec
+def _settings_of(spec: ConvSpec) -> tuple:
     return spec.stride, spec.padding, spec.dilation, False, (0,) * spec.rank, spec.groups
 
 
-def forward(problem: Problem) -> Tensor:
+def forward(spec: ConvSpec, x: Tensor, w: Tensor) -> tuple[Tensor]:
     """The plain convolution, without bias. [N, O, *out]"""
-    if problem.spec.rank == 0:
-        return problem.x.tensor @ problem.w.tensor.t()
-    return torch.ops.aten.convolution(problem.x.tensor, problem.w.tensor, None, *_settings_of(problem))
+    if spec.rank == 0:
+        return (x @ w.t(),)
+    return (torch.ops.aten.convolution(x, w, None, *_settings_of(spec)),)
 
 
-def backward(problem: Problem, e: Tensor, mask: list[bool]) -> tuple[Tensor | None, Tensor | None]:
-    """dgrad(e, W) and wgrad(e, x), those that ``mask`` asks for."""
-    x, w = problem.x.tensor, problem.w.tensor
-    if problem.spec.rank == 0:
-        return e @ w if mask[0] else None, e.t() @ x if mask[1] else None
+def backward(spec: ConvSpec, mask: tuple[bool, bool], e: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    """Of dgrad(e, W) and wgrad(e, x) those that ``mask`` asks for."""
+    if spec.rank == 0:
+        return tuple(
+            product() for product, asked in zip((lambda: e @ w, lambda: e.t() @ x), mask, strict=True) if asked
+        )
     with deterministic():
-        dgrad, wgrad, _ = torch.ops.aten.convolution_backward(e, x, w, None, *_settings_of(problem), [*mask, False])
-    return dgrad, wgrad
+        found = torch.ops.aten.convolution_backward(e, x, w, None, *_settings_of(spec), [*mask, False])
+    return tuple(gradient for gradient, asked in zip(found, mask, strict=False) if asked)
 
 
-def transposed(weight: Tensor, groups: int) -> Tensor:
-    """[C, O / groups, *kernel] of [O, C / groups, *kernel]: each group's channels exchanged."""
-    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+def transposed(groups: int, weight: Tensor) -> tuple[Tensor]:
+    """[C, O / groups, *kernel] of [O, C / groups, *kernel], channels innermost: each group's channels exchanged."""
+    exchanged = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return (channels_innermost(exchanged, weight.dtype).copy_(exchanged),)

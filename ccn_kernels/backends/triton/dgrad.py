@@ -7,14 +7,14 @@ import triton
 import triton.language as tl
 
 from .fprop import box_places, load_box, multiply, output_channels, share_of, tile_position
-from .indexing import coordinates, place_of_tile, seeing_pixel, transposed_box
+from .indexing import coordinates, once, place_of_tile, seeing_pixel, transposed_box
 
 
 @triton.jit
 def write_input_gradient(conv, box, x, dx, factor, x_where, dx_where, mask):
     """conv [places, channels] with box [places]; the factor is alpha, undoing the scale of e."""
     values = tl.load(x + x_where, mask=mask, other=0.0).to(tl.float32)
-    gradient = conv * factor - values * box[:, None]
+    gradient = conv * factor - values * once(box)[:, None]
     tl.store(dx + dx_where, gradient.to(dx.dtype.element_ty), mask=mask)
 
 
@@ -34,7 +34,7 @@ def dgrad_descriptor(
     splits,
     IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
     KERNEL: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
-    BOX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, PLACES_FIRST: tl.constexpr,
+    BOX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
     REPACKED: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """e: descriptor [N, H, W, O]; w: descriptor [O, taps * C], or [C, taps * O] if REPACKED (TF32 wants K innermost).
@@ -52,7 +52,7 @@ def dgrad_descriptor(
     position = tile_position(tile // (tiles_c * GROUPS), tiles_h, tiles_w, BOX)
     first_channel = group * IN_CHANNELS + block_c * BLOCK_C
 
-    conv = tl.zeros((TILE, BLOCK_C) if PLACES_FIRST else (BLOCK_C, TILE), tl.float32)
+    conv = tl.zeros((BLOCK_C, TILE), tl.float32)
     first, count = share_of(BLOCKS * TAPS, split, splits, partial is None)
     for index in range(count):
         step = first + index
@@ -64,9 +64,8 @@ def dgrad_descriptor(
             weights = w.load([first_channel, (TAPS - 1 - tap) * OUT_CHANNELS + step % BLOCKS * BLOCK_K])
         else:
             weights = tl.trans(w.load([k, (TAPS - 1 - tap) * IN_CHANNELS + block_c * BLOCK_C]))
-        conv = multiply(conv, values, weights, PLACES_FIRST, PRECISION)
-    if not PLACES_FIRST:
-        conv = tl.trans(conv)
+        conv = multiply(conv, values, weights, PRECISION)
+    conv = tl.trans(conv)
 
     image, row, column = box_places(position, BOX, 0, 1)
     valid = (image < batch) & (row < in_extent[1]) & (column < in_extent[2])
@@ -94,7 +93,7 @@ def dgrad_gather(
     dx_image, dx_channel, dx_pixel, tiles_c,
     IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, PLACES_FIRST: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """e, w, x, dx by their strides; K runs over taps, then the group's output channels."""
@@ -108,7 +107,7 @@ def dgrad_gather(
     within = block_c * BLOCK_C + tl.arange(0, BLOCK_C)  # the channel within the group
     channel, in_channels = output_channels(group, block_c, IN_CHANNELS, BLOCK_C, INDEX)
 
-    conv = tl.zeros((TILE, BLOCK_C) if PLACES_FIRST else (BLOCK_C, TILE), tl.float32)
+    conv = tl.zeros((BLOCK_C, TILE), tl.float32)
     source = e + image * e_image + (group * OUT_CHANNELS).to(INDEX) * e_channel
     weight = w + group * OUT_CHANNELS * w_output + within * w_channel
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
@@ -121,9 +120,8 @@ def dgrad_gather(
                          mask=seen & valid[:, None] & real[None, :], other=0.0)  # fmt: skip
         weights = tl.load(weight[:, None] + (k * w_output + tap * w_tap)[None, :],
                           mask=in_channels[:, None] & real[None, :], other=0.0)  # fmt: skip
-        conv = multiply(conv, values, weights, PLACES_FIRST, PRECISION)
-    if not PLACES_FIRST:
-        conv = tl.trans(conv)
+        conv = multiply(conv, values, weights, PRECISION)
+    conv = tl.trans(conv)
 
     out_pixels = extent[0] * extent[1] * extent[2]
     box = transposed_box(q + (image * GROUPS + group) * out_pixels, at, extent, valid, KERNEL, STRIDE, PADDING,

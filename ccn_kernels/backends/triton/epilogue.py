@@ -2,18 +2,24 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from .dgrad import undo_scale, write_input_gradient
 from .fprop import output_channels
 from .indexing import coordinates, once, patch_squares, place_of_tile, reciprocal_divisor, transposed_box, write_output
+
+AHEAD = tl.constexpr(3)  # tiles that are on their way while one is at work
 
 
 @triton.jit(do_not_specialize=["batch"])
 def sum_of_squares(
     x, plane, batch, pixels, x_image, x_channel, x_pixel,
     IN_CHANNELS: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, INDEX: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """plane [N, groups, pixels] fp32: squares summed over a group's channels."""
+    if OVERLAPPED:
+        gdc_launch_dependents()  # the convolution may start: it waits before it reads the plane
     group = tl.program_id(0) % GROUPS
     image, pixel, valid = place_of_tile(tl.program_id(0) // GROUPS, batch, pixels, TILE, INDEX)
     source = x + image * x_image + pixel * x_pixel + (group * IN_CHANNELS).to(INDEX) * x_channel
@@ -112,54 +118,80 @@ def error_scale(largest, scale, limit, count, TOP: tl.constexpr, BLOCK: tl.const
     tl.store(scale, tl.exp2(tl.minimum(tl.maximum(exponent, -100.0), 100.0)))
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "each"])
 def backward_prologue(
     g, y, quotient, norm, bias, alpha, scale, e, q, dbias, dalpha, delta,
-    batch, pixels, g_image, g_channel, g_pixel, y_image, y_channel, y_pixel, e_image, e_channel, e_pixel,
+    batch, pixels, each, g_image, g_channel, g_pixel, y_image, y_channel, y_pixel, e_image, e_channel, e_pixel,
     OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr, BLOCK_O: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """One pass over g: e = g / d (times scale), q [N, groups, pixels], and each program's shares of sums.
 
-    dbias [tiles, O]: sums of g; dalpha [programs]: sums of g u / d. What is None is not wanted. ``quotient``, where
-    there is one, lies as y does; without it, y under the fused ReLU stands in for alpha u / d + bias.
+    A program takes ``each`` tiles, one after the other: one, unless BLOCK_O holds all channels of a group.
+    dbias [programs / groups, O]: sums of g; dalpha [programs]: sums of g u / d. What is None is not wanted.
+    ``quotient``, where there is one, lies as y does; without it, y under the fused ReLU stands in for
+    alpha u / d + bias.
     """
     program = tl.program_id(0)
-    group, tile = program % GROUPS, program // GROUPS
-    image, pixel, valid = place_of_tile(tile, batch, pixels, TILE, INDEX)
-    place = (image * GROUPS + group) * pixels + pixel
-    r = tl.load(norm + place, mask=valid, other=1.0)
-    inverse = reciprocal_divisor(r, delta)
-    factor = inverse
-    if scale is not None:
-        factor = inverse * tl.load(scale)
-    partial = tl.zeros((TILE, BLOCK_O), tl.float32)
-    for block in range((OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O):
-        channel, in_channels = output_channels(group, block, OUT_CHANNELS, BLOCK_O, INDEX)
-        mask = valid[:, None] & in_channels[None, :]
-        where = (image * g_image + pixel * g_pixel)[:, None] + (channel * g_channel)[None, :]
-        y_where = (image * y_image + pixel * y_pixel)[:, None] + (channel * y_channel)[None, :]
-        gradient = open_gradient(g, y, where, y_where, mask)
-        if e is not None:
-            e_where = (image * e_image + pixel * e_pixel)[:, None] + (channel * e_channel)[None, :]
-            tl.store(e + e_where, (gradient * factor[:, None]).to(e.dtype.element_ty), mask=mask)
-        if dbias is not None:
-            tl.store(
-                dbias + tile.to(tl.int64) * (OUT_CHANNELS * GROUPS) + channel, tl.sum(gradient, 0), mask=in_channels
-            )
-        if quotient is not None:
-            partial += gradient * tl.load(quotient + y_where, mask=mask, other=0.0).to(tl.float32)
-        elif q is not None:
-            shifted = tl.load(y + y_where, mask=mask, other=0.0).to(tl.float32)
-            if bias is not None:
-                shifted -= tl.load(bias + channel, mask=in_channels, other=0.0).to(tl.float32)[None, :]
-            partial += gradient * shifted
-    moment = tl.sum(partial, 1)
+    group, share = program % GROUPS, program // GROUPS
+    BLOCKS: tl.constexpr = (OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O
+    sums = tl.zeros((TILE, BLOCK_O), tl.float32)
+    moments = tl.zeros((TILE,), tl.float32)
+    for index in tl.range(each, num_stages=AHEAD):
+        image, pixel, valid = place_of_tile(share * each + index, batch, pixels, TILE, INDEX)
+        place = (image * GROUPS + group) * pixels + pixel
+        r = tl.load(norm + place, mask=valid, other=1.0)
+        inverse = reciprocal_divisor(r, delta)
+        factor = inverse
+        if scale is not None:
+            factor = inverse * tl.load(scale)
+        partial = tl.zeros((TILE, BLOCK_O), tl.float32)
+        for block in range(BLOCKS):
+            channel, in_channels = output_channels(group, block, OUT_CHANNELS, BLOCK_O, INDEX)
+            mask = valid[:, None] & in_channels[None, :]
+            where = (image * g_image + pixel * g_pixel)[:, None] + (channel * g_channel)[None, :]
+            y_where = (image * y_image + pixel * y_pixel)[:, None] + (channel * y_channel)[None, :]
+            gradient = open_gradient(g, y, where, y_where, mask)
+            if e is not None:
+                e_where = (image * e_image + pixel * e_pixel)[:, None] + (channel * e_channel)[None, :]
+                tl.store(e + e_where, (gradient * factor[:, None]).to(e.dtype.element_ty), mask=mask)
+            if dbias is not None:
+                if BLOCKS == 1:
+                    sums += gradient
+                else:
+                    row = dbias + share.to(tl.int64) * (OUT_CHANNELS * GROUPS)
+                    tl.store(row + channel, tl.sum(gradient, 0), mask=in_channels)
+            if quotient is not None:
+                partial += gradient * tl.load(quotient + y_where, mask=mask, other=0.0).to(tl.float32)
+            elif q is not None:
+                shifted = tl.load(y + y_where, mask=mask, other=0.0).to(tl.float32)
+                if bias is not None:
+                    shifted -= tl.load(bias + channel, mask=in_channels, other=0.0).to(tl.float32)[None, :]
+                partial += gradient * shifted
+        moment = tl.sum(partial, 1)
+        moments += moment
+        if q is not None:
+            if quotient is not None:
+                moment = moment * tl.load(alpha).to(tl.float32)
+            tl.store(q + place, tl.where(r == 0, 0.0, moment * inverse / tl.where(r == 0, 1.0, r)), mask=valid)
     if dalpha is not None:
-        tl.store(dalpha + program, tl.sum(moment, 0))
-    if q is not None:
-        if quotient is not None:
-            moment = moment * tl.load(alpha).to(tl.float32)
-        tl.store(q + place, tl.where(r == 0, 0.0, moment * inverse / tl.where(r == 0, 1.0, r)), mask=valid)
+        tl.store(dalpha + program, tl.sum(moments, 0))
+    if dbias is not None and BLOCKS == 1:
+        channel, in_channels = output_channels(group, 0, OUT_CHANNELS, BLOCK_O, INDEX)
+        row = dbias + share.to(tl.int64) * (OUT_CHANNELS * GROUPS)
+        tl.store(row + channel, tl.sum(sums, 0), mask=in_channels)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def sum_shares(shares, result, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """result [columns]: the sums of shares [rows, columns], in a fixed order."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < columns
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, rows, ROWS):
+        row = first + tl.arange(0, ROWS)
+        where = row.to(tl.int64)[:, None] * columns + column[None, :]
+        sums += tl.load(shares + where, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
+    tl.store(result + column, tl.sum(sums, 0).to(result.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["batch", "tiles_c", "splits", "conv_split"])

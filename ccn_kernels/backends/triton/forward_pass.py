@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from math import ceil
 from typing import Any
 
@@ -20,6 +21,7 @@ from .launch import (
     boxed,
     image_descriptor,
     operand,
+    pass_tile,
     tiles_of,
     weight_descriptor,
     width,
@@ -34,10 +36,9 @@ class Forward:
         self.problem, self.geometry, self.alpha = problem, geometry, alpha
         self.bias = bias if bias is None else bias.contiguous()
         y = torch.empty(problem.shape, dtype=problem.dtype, device=alpha.device, memory_format=problem.format)
-        self.y = operand(y)
-        self.quotient = torch.empty_like(y) if save_quotient else None
+        self.y = operand(problem.own(y))
+        self.quotient = problem.own(torch.empty_like(y)) if save_quotient else None
         self.norm = problem.empty(geometry.batch, geometry.groups, *problem.shape[2:])
-        self.is_replayable = True  # whether launches are all that it does
 
     def run(self) -> tuple[Tensor, Tensor, Tensor]:
         if self.y.tensor.numel():
@@ -52,9 +53,6 @@ class Forward:
             "delta": self.problem.spec.delta, **self.y.named("y"), "RELU": self.problem.spec.relu,
         }  # fmt: skip
 
-    def _plane(self, tile: Tile) -> Tensor | None:
-        return sum_of_squares(self.problem) if tile.squares == "plane" else None
-
     def _descriptor(self, tile: Tile) -> None:
         problem, geometry = self.problem, self.geometry
         box = problem.box(tile, geometry.extent)
@@ -62,13 +60,14 @@ class Forward:
         blocks = ceil(geometry.out_channels / tile.outputs)
         programs = tiles[0] * tiles[1] * tiles[2] * geometry.groups * blocks
         x, w = boxed(problem.x, packed=not geometry.is_plain), boxed(problem.w, packed=True)
+        overlapped = tile.squares == "plane" and problem.device.overlaps
         arguments = {
             "x": image_descriptor(x, geometry.in_extent, geometry.stride, box, tile.depth),
             "w": weight_descriptor(w, geometry.taps, (tile.outputs, tile.depth)),
-            "tiles_h": tiles[1], "tiles_w": tiles[2], "BOX": box,
+            "tiles_h": tiles[1], "tiles_w": tiles[2], "BOX": box, "OVERLAPPED": overlapped,
         }  # fmt: skip
         self._product(kernels.forward_descriptor, tile, arguments, programs, blocks,
-                      geometry.taps * ceil(geometry.in_channels / tile.depth))  # fmt: skip
+                      geometry.taps * ceil(geometry.in_channels / tile.depth), overlapped)  # fmt: skip
 
     def _gather(self, tile: Tile) -> None:
         problem, geometry = self.problem, self.geometry
@@ -81,7 +80,10 @@ class Forward:
         self._product(kernels.forward_gather, tile, arguments, programs, blocks,
                       ceil(geometry.taps * geometry.in_channels / tile.depth))  # fmt: skip
 
-    def _product(self, kernel: Any, tile: Tile, own: dict[str, Any], programs: int, blocks: int, steps: int) -> None:
+    def _product(
+        self, kernel: Any, tile: Tile, own: dict[str, Any], programs: int, blocks: int, steps: int,
+        overlapped: bool = False,
+    ) -> None:  # fmt: skip
         """The convolution's kernel and, where its sum is split, the epilogue over the shares."""
         problem, geometry = self.problem, self.geometry
         splits = problem.splits(tile, programs, steps)
@@ -91,13 +93,13 @@ class Forward:
             partial_squares = problem.empty(splits, geometry.groups * problem.places)
         arguments = {
             **own, **self._results(), "partial_u": partial_u, "partial_squares": partial_squares,
-            "plane": self._plane(tile), "tiles_o": blocks, "splits": splits, "BLOCK_O": tile.outputs,
-            "BLOCK_K": tile.depth, "SQUARES": tile.squares, "PLACES_FIRST": tile.places_first,
+            "plane": sum_of_squares(problem, overlapped) if tile.squares == "plane" else None, "tiles_o": blocks,
+            "splits": splits, "BLOCK_O": tile.outputs, "BLOCK_K": tile.depth, "SQUARES": tile.squares,
             "PRECISION": problem.precision,
             **problem.geometry_arguments("batch", "in_extent", "extent", "IN_CHANNELS", "OUT_CHANNELS", "GROUPS",
                                          *CONSTANTS, "INDEX"),
         }  # fmt: skip
-        problem.issue(Launch(kernel, (programs, splits), arguments, tile.warps, tile.stages))
+        problem.issue(Launch(kernel, (programs, splits), arguments, tile.warps, tile.stages, overlapped))
         if partial_u is not None:
             channels = geometry.groups * geometry.out_channels
             steps_of_u = {
@@ -120,8 +122,11 @@ class Forward:
         problem.issue(Launch(kernels.forward_depthwise, grid, arguments, tile.warps, tile.stages))
 
     def _hybrid(self, tile: Tile) -> None:
-        self.is_replayable = False
-        u = operand(convolution.forward(self.problem))
+        problem = self.problem
+        (product,) = problem.call(
+            functools.partial(convolution.forward, problem.spec), problem.x.tensor, problem.w.tensor
+        )
+        u = operand(product)
         self._epilogue(u.tensor, sum_of_squares(self.problem), {"u_split": 0, **u.named("u")}, 1, plane=True)
 
     def _epilogue(
@@ -139,14 +144,16 @@ class Forward:
         problem.issue(Launch(epilogue.forward_epilogue, grid, arguments))
 
 
-def sum_of_squares(problem: Problem) -> Tensor:
-    """The plane [N, groups, pixels] of squares summed over a group's channels."""
+def sum_of_squares(problem: Problem, overlapped: bool = False) -> Tensor:
+    """The plane [N, groups, pixels] of squares summed over a group's channels. ``overlapped``: the next launch is."""
     geometry = problem.geometry
     plane = problem.empty(geometry.batch, geometry.groups, geometry.in_pixels)
+    places, block = pass_tile(geometry.in_channels, problem.x.strides.channel == 1, problem.dtype.itemsize)
     arguments = {
-        "x": problem.x.tensor, "plane": plane, "pixels": geometry.in_pixels, **problem.x.named("x"), "TILE": PLACES,
-        "BLOCK": width(geometry.in_channels), **problem.geometry_arguments("batch", "IN_CHANNELS", "GROUPS", "INDEX"),
+        "x": problem.x.tensor, "plane": plane, "pixels": geometry.in_pixels, **problem.x.named("x"), "TILE": places,
+        "BLOCK": block, "OVERLAPPED": overlapped,
+        **problem.geometry_arguments("batch", "IN_CHANNELS", "GROUPS", "INDEX"),
     }  # fmt: skip
-    grid = (ceil(problem.in_places / PLACES) * geometry.groups,)
+    grid = (ceil(problem.in_places / places) * geometry.groups,)
     problem.issue(Launch(epilogue.sum_of_squares, grid, arguments))
     return plane

@@ -6,6 +6,7 @@ Three mainloops: ``descriptor`` (boxes of pixels brought by the tensor memory ac
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from .indexing import (
     coordinates,
@@ -19,6 +20,7 @@ from .indexing import (
 )
 
 LARGE = tl.constexpr(32768)  # elements of a tile that is written in parts
+AHEAD = tl.constexpr(4)  # boxes that are on their way while one is squared
 
 
 @triton.jit
@@ -87,7 +89,7 @@ def squares_at_centre(x, position, first_channel, KERNEL: tl.constexpr, PADDING:
     first_row: tl.constexpr = 0 if WHOLE_ROWS else PADDING[1] // DILATION[1]
     column: tl.constexpr = PADDING[2] // DILATION[2]
     partial = tl.zeros((BOX[0] * BOX[1] * BOX[2], BLOCK_K), tl.float32)
-    for step in range(rows * blocks):
+    for step in tl.range(rows * blocks, num_stages=AHEAD):  # unasked, loads that no product takes wait for each other
         tap = (first_row + step // blocks) * KERNEL[2] + column
         values = load_box(x, position, first_channel + step % blocks * BLOCK_K, tap, KERNEL, (1, 1, 1), PADDING,
                           DILATION, CHANNELS, BOX, BLOCK_K).to(tl.float32)  # fmt: skip
@@ -100,13 +102,13 @@ def squares_at_centre(x, position, first_channel, KERNEL: tl.constexpr, PADDING:
 
 
 @triton.jit
-def multiply(accumulator, x, w, PLACES_FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """One step: x [places, K], w [channels, K]. Either operand may be the left one."""
-    if PLACES_FIRST:
-        accumulator = tl.dot(x, tl.trans(w), accumulator, input_precision=PRECISION)
-    else:
-        accumulator = tl.dot(w, tl.trans(x), accumulator, input_precision=PRECISION)
-    return accumulator
+def multiply(accumulator, x, w, PRECISION: tl.constexpr):
+    """One step: accumulator [channels, places] += w [channels, K] x [places, K]^T.
+
+    The channels are the rows: a left operand that is a reshaped box would go through registers, which Triton 3.6
+    overwrites while the tensor cores still read them.
+    """
+    return tl.dot(w, tl.trans(x), accumulator, input_precision=PRECISION)
 
 
 @triton.jit
@@ -157,13 +159,14 @@ def write_quarters(u, inverse, y, quotient, bias, alpha, position, batch, extent
 @triton.jit
 def write_tile(u, squares, y, quotient, norm, partial_u, partial_squares, bias, alpha, delta, image, pixel, batch,
                pixels, y_image, y_channel, y_pixel, channel, in_channels, valid, split, group, block,
-               OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr, RELU: tl.constexpr, SHARED: tl.constexpr,
-               PLACES_FIRST: tl.constexpr):  # fmt: skip
+               OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr, RELU: tl.constexpr,
+               SHARED: tl.constexpr):  # fmt: skip
     """The finished tile; or, where K is split, this split's share of it in fp32.
 
-    Shares: partial_u [splits, N * pixels, O], partial_squares [splits, N, groups, pixels]. SHARED: each
-    split has squared its own steps alone. u is [places, channels] if PLACES_FIRST, else [channels, places].
+    u [channels, places]. Shares: partial_u [splits, N * pixels, O], partial_squares [splits, N, groups, pixels].
+    SHARED: each split has squared its own steps alone.
     """
+    u = tl.trans(u)
     place = (image * GROUPS + group) * pixels + pixel
     if partial_u is None:
         r = tl.sqrt_rn(squares)
@@ -171,15 +174,9 @@ def write_tile(u, squares, y, quotient, norm, partial_u, partial_squares, bias, 
         where = image * y_image + pixel * y_pixel
         if block == 0:
             tl.store(norm + place, r, mask=valid)
-        if PLACES_FIRST:
-            write_output(u, inverse[:, None], y, quotient, bias, alpha, where, y_channel, channel, valid, in_channels,
-                         RELU)  # fmt: skip
-        else:
-            write_output(tl.trans(u), inverse[:, None], y, quotient, bias, alpha, where, y_channel, channel, valid,
-                         in_channels, RELU)  # fmt: skip
+        write_output(u, inverse[:, None], y, quotient, bias, alpha, where, y_channel, channel, valid, in_channels,
+                     RELU)  # fmt: skip
     else:
-        if not PLACES_FIRST:
-            u = tl.trans(u)
         row = tl.cast(split, tl.int64) * batch * pixels + image * pixels + pixel
         mask = valid[:, None] & in_channels[None, :]
         tl.store(partial_u + row[:, None] * (OUT_CHANNELS * GROUPS) + channel[None, :], u, mask=mask)
@@ -197,12 +194,14 @@ def forward_descriptor(
     IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
     BOX: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
-    PLACES_FIRST: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """x: descriptor (see load_box); w: descriptor [O, taps * C]; y, quotient, norm as in the operator.
 
-    SQUARES says where the norm comes from: the loop, the centre's taps of a tile that holds whole "rows" or "images",
-    or a "plane" of squares made before.
+    SQUARES says where the norm comes from: the centre's taps of a tile that holds whole "rows" or "images", or a
+    "plane" of squares made before. Not from the loop's own boxes: Triton 3.6 keeps too few of them when registers read
+    what the tensor cores read, and the next box arrives before those are done.
     """
     TILE: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
     BLOCKS: tl.constexpr = (IN_CHANNELS + BLOCK_K - 1) // BLOCK_K
@@ -215,8 +214,7 @@ def forward_descriptor(
     if SQUARES == "rows" or SQUARES == "images":  # first, while no accumulators crowd the registers
         squares = squares_at_centre(x, position, group * IN_CHANNELS, KERNEL, PADDING, DILATION, IN_CHANNELS, BOX,
                                     BLOCK_K, SQUARES == "rows")  # fmt: skip
-    u = tl.zeros((TILE, BLOCK_O) if PLACES_FIRST else (BLOCK_O, TILE), tl.float32)
-    partial = tl.zeros((TILE, BLOCK_K // 8), tl.float32)
+    u = tl.zeros((BLOCK_O, TILE), tl.float32)
     first, count = share_of(STEPS, split, splits, partial_u is None)
     for index in range(count):
         step = first + index
@@ -225,25 +223,22 @@ def forward_descriptor(
         values = load_box(x, position, group * IN_CHANNELS + k, tap, KERNEL, STRIDE, PADDING, DILATION,
                           IN_CHANNELS * GROUPS, BOX, BLOCK_K)  # fmt: skip
         weights = w.load([group * OUT_CHANNELS + block_o * BLOCK_O, tap * IN_CHANNELS + k])
-        u = multiply(u, values, weights, PLACES_FIRST, PRECISION)
-        if SQUARES == "loop":
-            wide = values.to(tl.float32)
-            partial += tl.sum(tl.reshape(wide * wide, (TILE, BLOCK_K // 8, 8)), 2)
+        u = multiply(u, values, weights, PRECISION)
 
     image, row, column = box_places(position, BOX, 0, 1)
     valid = (image < batch) & (row < extent[1]) & (column < extent[2])
     image = image.to(INDEX)
     pixel = (row * extent[2] + column).to(INDEX)
     if SQUARES == "plane":
+        if OVERLAPPED:
+            gdc_wait()  # for the launch that makes the plane
         at = (tl.zeros_like(row), row, column)
         source = plane + (image * GROUPS + group) * (in_extent[1] * in_extent[2])
         squares = patch_squares(source, at, in_extent, valid, KERNEL, STRIDE, PADDING, DILATION)
-    elif SQUARES == "loop":
-        squares = tl.sum(partial, 1)
 
     pixels = extent[1] * extent[2]
     channel, in_channels = output_channels(group, block_o, OUT_CHANNELS, BLOCK_O, INDEX)
-    if partial_u is None and not PLACES_FIRST and TILE * BLOCK_O >= LARGE:
+    if partial_u is None and TILE * BLOCK_O >= LARGE:
         r = tl.sqrt_rn(squares)
         if block_o == 0:
             tl.store(norm + (image * GROUPS + group) * pixels + pixel, r, mask=valid)
@@ -256,7 +251,7 @@ def forward_descriptor(
     else:
         write_tile(u, squares, y, quotient, norm, partial_u, partial_squares, bias, alpha, delta, image, pixel, batch,
                    pixels, y_image, y_channel, y_pixel, channel, in_channels, valid, split, group, block_o,
-                   OUT_CHANNELS, GROUPS, RELU, SQUARES == "loop", PLACES_FIRST)  # fmt: skip
+                   OUT_CHANNELS, GROUPS, RELU, False)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["batch", "splits", "tiles_o"])
@@ -267,7 +262,7 @@ def forward_gather(
     IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
     TILE: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
-    PLACES_FIRST: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """x, w, y by their strides; K runs over taps, then channels. SQUARES: "loop" or "plane"."""
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -279,7 +274,7 @@ def forward_gather(
     start = window_start(at, STRIDE, PADDING)
     channel, in_channels = output_channels(group, block_o, OUT_CHANNELS, BLOCK_O, INDEX)
 
-    u = tl.zeros((TILE, BLOCK_O) if PLACES_FIRST else (BLOCK_O, TILE), tl.float32)
+    u = tl.zeros((BLOCK_O, TILE), tl.float32)
     partial = tl.zeros((TILE, BLOCK_K), tl.float32)
     source = x + image * x_image + (group * IN_CHANNELS).to(INDEX) * x_channel
     weight = w + channel * w_output
@@ -308,7 +303,7 @@ def forward_gather(
             w_mask = in_channels[:, None] & (tap < TAPS)[None, :]
         values = tl.load(source[:, None] + x_offset, mask=x_mask, other=0.0)
         weights = tl.load(weight[:, None] + w_offset[None, :], mask=w_mask, other=0.0)
-        u = multiply(u, values, weights, PLACES_FIRST, PRECISION)
+        u = multiply(u, values, weights, PRECISION)
         if SQUARES == "loop":
             wide = values.to(tl.float32)
             partial += wide * wide
@@ -321,7 +316,7 @@ def forward_gather(
         squares = tl.sum(partial, 1)
     write_tile(u, squares, y, quotient, norm, partial_u, partial_squares, bias, alpha, delta, image, pixel, batch,
                pixels, y_image, y_channel, y_pixel, channel, in_channels, valid, split, group, block_o,
-               OUT_CHANNELS, GROUPS, RELU, SQUARES == "loop", PLACES_FIRST)  # fmt: skip
+               OUT_CHANNELS, GROUPS, RELU, SQUARES == "loop")  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["batch", "tiles_o"])

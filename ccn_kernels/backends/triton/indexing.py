@@ -7,6 +7,8 @@ Spatial axes are always (depth, height, width): tuples of constants KERNEL, STRI
 import triton
 import triton.language as tl
 
+UNROLLED = tl.constexpr(9)  # taps whose loads are under way at a time: else each waits for the one before
+
 
 @triton.jit
 def place_of_tile(tile, batch, pixels, TILE: tl.constexpr, INDEX: tl.constexpr):
@@ -80,7 +82,7 @@ def patch_squares(plane, at, extent, valid, KERNEL: tl.constexpr, STRIDE: tl.con
     """Box sums of an image's plane of squares: the squared norm of each patch. [places]"""
     start = window_start(at, STRIDE, PADDING)
     squares = tl.zeros(valid.shape, tl.float32)
-    for tap in range(KERNEL[0] * KERNEL[1] * KERNEL[2]):
+    for tap in tl.range(KERNEL[0] * KERNEL[1] * KERNEL[2], loop_unroll_factor=UNROLLED):
         pixel, inside = source_pixel(start, tap, extent, KERNEL, PADDING, DILATION)
         squares += tl.load(plane + pixel, mask=inside & valid, other=0.0)
     return squares
@@ -91,7 +93,7 @@ def transposed_box(q, at, extent, valid, KERNEL: tl.constexpr, STRIDE: tl.conste
                    DILATION: tl.constexpr):  # fmt: skip
     """For each input pixel, the sum of an image's q over the patches that hold it. [places]"""
     total = tl.zeros(valid.shape, tl.float32)
-    for tap in range(KERNEL[0] * KERNEL[1] * KERNEL[2]):
+    for tap in tl.range(KERNEL[0] * KERNEL[1] * KERNEL[2], loop_unroll_factor=UNROLLED):
         pixel, seen = seeing_pixel(at, tap, extent, KERNEL, STRIDE, PADDING, DILATION)
         total += tl.load(q + pixel, mask=seen & valid, other=0.0)
     return total

@@ -19,6 +19,7 @@ from .geometry import Axes, Strides, box_of, geometry_of, is_boxable, next_power
 CONSTANTS = ("KERNEL", "STRIDE", "PADDING", "DILATION")
 WEIGHT_AXES = ("output", "channel", "tap")
 PLACES, CHANNELS = 32, 64  # tiles of the passes that no product bounds
+TILE_BYTES, MOST_PLACES, WIDEST = 4096, 128, 1024  # of such a tile, and channels of one pixel that it holds
 LARGEST_INT = 2**31 - 1
 LEAST_STEPS = 4  # of a split: fewer would not cover the cost of adding it up
 
@@ -31,14 +32,24 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     warps: int = 4
     stages: int = 3
+    overlapped: bool = False  # starts while the launch before it runs, and waits for it where it reads what that wrote
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        early = {"launch_pdl": True} if self.overlapped else {}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True, **early}
 
     def run(self) -> Any:
         """Launches it; returns the compiled kernel (the interpreter has none)."""
         return self.kernel[self.grid](**self.arguments, **self.options)
+
+
+class Called(NamedTuple):
+    """A call of ATen's between launches, and what it returned."""
+
+    function: Callable[..., tuple[Tensor, ...]]
+    operands: tuple[Tensor, ...]
+    results: tuple[Tensor, ...]
 
 
 class Operand(NamedTuple):
@@ -72,6 +83,12 @@ def operand(tensor: Tensor) -> Operand:
 def width(channels: int) -> int:
     """The block of channels of a pass that no product bounds."""
     return min(CHANNELS, next_power_of_two(channels))
+
+
+def pass_tile(channels: int, innermost: bool, itemsize: int) -> tuple[int, int]:
+    """Places and channels of a tile of a pass that no product bounds: whole pixels, if their channels lie together."""
+    block = min(next_power_of_two(channels), WIDEST if innermost else CHANNELS)
+    return min(MOST_PLACES, TILE_BYTES // itemsize // block), block
 
 
 def tiles_of(batch: int, extent: Axes, box: Axes) -> list[int]:
@@ -133,7 +150,7 @@ class Problem:
         tiles: dict[str, Tile] | None = None,
     ) -> None:
         self.geometry = geometry_of(input, weight, spec)
-        self.spec, self.device, self.issue = spec, device, issue
+        self.spec, self.device, self._issue = spec, device, issue
         self.x, self.w, self.weight = operand(input), operand(weight), weight
         self.format = memory_format(input, weight)
         self.precision = fp32_precision(spec)
@@ -141,6 +158,7 @@ class Problem:
         outputs = self.places * self.geometry.groups * self.geometry.out_channels
         self.reach = max(outputs, self.in_places * weight.shape[1] * spec.groups, self.x.reach)
         self.buffers: list[Tensor] = []  # what was allocated for kernels
+        self.trace: list[tuple[Launch, Any] | Called] = []  # what was done: launches with what they return
         self._tiles = tiles or {}
 
     @property
@@ -195,9 +213,22 @@ class Problem:
         filling = self.device.processors * config.resident(tile) // programs
         return max(1, min(tile.splits or filling, most))
 
+    def issue(self, launch: Launch) -> None:
+        self.trace.append((launch, self._issue(launch)))
+
+    def call(self, function: Callable[..., tuple[Tensor, ...]], *operands: Tensor) -> tuple[Tensor, ...]:
+        """What ATen computes between launches."""
+        results = function(*operands)
+        self.trace.append(Called(function, operands, results))
+        return results
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """A tensor that was allocated, uninitialised, for a kernel to write."""
+        self.buffers.append(tensor)
+        return tensor
+
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        self.buffers.append(self.x.tensor.new_empty(shape, dtype=dtype))
-        return self.buffers[-1]
+        return self.own(self.x.tensor.new_empty(shape, dtype=dtype))
 
     def geometry_arguments(self, *names: str) -> dict[str, Any]:
         """What kernels call the constants of the geometry; of those, the ones named."""

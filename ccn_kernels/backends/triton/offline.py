@@ -25,7 +25,7 @@ from .launch import Launch, Problem
 ARCHITECTURES = {f"sm_{capability}": capability for capability in (75, 80, 86, 89, 90, 100, 120)}
 PROCESSORS = 132  # of the GPU that is not there: an H200's
 DTYPES = ("bfloat16", "tf32")
-_SHOWN = ("BOX", "TILE", "BLOCK", "BLOCK_O", "BLOCK_C", "BLOCK_K", "SQUARES", "PLACES_FIRST", "PRECISION")
+_SHOWN = ("BOX", "TILE", "BLOCK", "BLOCK_O", "BLOCK_C", "BLOCK_K", "SQUARES", "PRECISION")
 
 
 class Report(NamedTuple):
@@ -38,6 +38,7 @@ class Report(NamedTuple):
     mma: int
     bulk_copies: int
     serialized: bool  # whether the assembler runs the asynchronous products one by one
+    races: bool  # whether a loop fills registers from shared memory while products are under way
 
 
 def report(arch: str, dtypes: Sequence[str] = DTYPES) -> Iterator[dict[str, Any]]:
@@ -80,6 +81,8 @@ def faults(row: dict[str, Any], arch: str) -> list[str]:
         found.append(f"spills {row['spills']} bytes")
     if row["serialized"]:
         found.append("its asynchronous products run one by one")
+    if row["races"]:
+        found.append("fills registers while asynchronous products are under way, which may still read them")
     if row["shared_bytes"] > config.SHARED_LIMITS.get(ARCHITECTURES[arch], config.LEAST_SHARED):
         found.append(f"needs {row['shared_bytes']} bytes of shared memory")
     if arch == "sm_90" and row["kernel"].endswith("_descriptor") and not row["wgmma"]:
@@ -165,10 +168,25 @@ def _read(kernel: Any, capability: int) -> Report:
         spills,
         kernel.metadata.shared,
         serialized=serialized,
+        races=_races(kernel.asm["ttgir"]),
         wgmma=count(r"wgmma\.mma_async"),
         mma=count(r"(?<!wg)mma\.sync|tcgen05\.mma"),
         bulk_copies=count(r"cp\.async\.bulk\.tensor"),
     )
+
+
+_LOOPS = re.compile(r"^( *)(?:%\S+ = )?scf\.for .*?^\1\}", re.DOTALL | re.MULTILINE)
+
+
+def _races(ttgir: str) -> bool:
+    """Whether a loop with products that nobody waits for loads from shared memory as well.
+
+    Triton 3.6 neither keeps enough boxes there, if products read them too, nor the registers of a left operand.
+    """
+    loops = [found.group() for found in _LOOPS.finditer(ttgir)]
+    products = [loop for loop in loops if re.search(r"warp_group_dot\b.*isAsync = true", loop)]
+    left = [set(re.findall(r"pendings = (\d+)", loop)) - {"0"} for loop in products]
+    return any(pending and "ttg.local_load" in loop for loop, pending in zip(products, left, strict=True))
 
 
 def _resources(ptx: str, capability: int) -> tuple[int, int, bool]:

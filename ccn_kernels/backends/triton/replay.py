@@ -1,7 +1,8 @@
-"""Forward passes replayed: what shapes, strides and settings decide is decided once.
+"""Passes replayed: what shapes, strides and settings decide is decided once.
 
-The first call of a kind runs :class:`Forward` and keeps its launches, their tensors replaced by the parts that they
-play; the next such call only allocates and launches. In eager inference the rest would cost more than the kernels.
+The first call of a kind runs :class:`Forward` or :class:`Backward` and keeps its steps, their tensors replaced by the
+parts that they play; the next such call only allocates, calls and launches. In eager code the rest would cost more
+than the kernels.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...spec import ConvSpec, fp32_precision
+from .backward_pass import Backward
 from .config import Device
 from .forward_pass import Forward
-from .launch import Launch, Problem
+from .launch import Called, Launch, Problem
 
 MOST = 4096  # recipes kept; with more kinds of calls than that, all are recorded anew
-Results = tuple[Tensor, Tensor, Tensor]
+Operands = tuple[Tensor | None, ...]
 
 
 class Buffer(NamedTuple):
@@ -39,9 +41,9 @@ class Step(NamedTuple):
 
     run: Callable[..., Any]
     arguments: list[Any]
-    parts: list[tuple[int, int]]  # position, which tensor: the operands first, then the buffers
+    parts: list[tuple[int, int]]  # position, which tensor: the operands, then the buffers, then what calls returned
 
-    def replay(self, tensors: Sequence[Tensor | None]) -> None:
+    def replay(self, tensors: list[Any]) -> None:
         arguments = self.arguments.copy()
         for position, part in self.parts:
             before = arguments[position]
@@ -49,19 +51,30 @@ class Step(NamedTuple):
         self.run(*arguments)
 
 
+class Call(NamedTuple):
+    """One call of ATen's, by the parts that it takes."""
+
+    function: Callable[..., tuple[Tensor, ...]]
+    parts: list[int]
+
+    def replay(self, tensors: list[Any]) -> None:
+        tensors.extend(self.function(*(tensors[part] for part in self.parts)))
+
+
 class Recipe(NamedTuple):
-    """All launches of one kind of call. Its first three buffers are output, quotient and norm."""
+    """All steps of one kind of call, and which tensors are its results."""
 
     buffers: list[Buffer]
-    steps: list[Step]
+    steps: list[Step | Call]
+    results: list[int]
 
-    def replay(self, operands: tuple[Tensor | None, ...]) -> Results:
+    def replay(self, operands: Operands) -> tuple[Tensor, ...]:
         device = operands[0].device  # type: ignore[union-attr]
         made = [torch.empty_strided(size, stride, dtype=dtype, device=device) for size, stride, dtype in self.buffers]
-        tensors = (*operands, *made)
+        tensors = [*operands, *made]
         for step in self.steps:
             step.replay(tensors)
-        return made[0], made[1], made[2]
+        return tuple(tensors[part] for part in self.results)  # type: ignore[misc]
 
 
 def over(descriptor: TensorDescriptor, base: Tensor | None) -> TensorDescriptor:
@@ -77,52 +90,85 @@ _recipes: dict[tuple, Recipe | None] = {}
 
 def forward(
     operands: tuple[Tensor, Tensor, Tensor | None, Tensor], spec: ConvSpec, save_quotient: bool, device: Device
-) -> Results:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The forward pass of input, weight, bias and alpha."""
-    key = (
-        *(None if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in operands),
-        operands[0].device, spec, save_quotient, device,
-        operands[0].dtype == torch.float32 and fp32_precision(spec),
-    )  # fmt: skip
+    input, weight, bias, alpha = operands
+    key = _key(operands, input, spec, save_quotient, device)
     recipe = _recipes.get(key)
     if recipe is not None:
-        return recipe.replay(operands)
-    launched: list[tuple[Launch, Any]] = []
-    input, weight, bias, alpha = operands
-    problem = Problem(input, weight, spec, device, lambda launch: launched.append((launch, launch.run())))
-    pass_ = Forward(problem, bias, alpha, save_quotient)
-    results = pass_.run()
-    if key not in _recipes:
-        if len(_recipes) >= MOST:
-            _recipes.clear()
-        _recipes[key] = _record(operands, results, problem.buffers, launched) if pass_.is_replayable else None
+        return recipe.replay(operands)  # type: ignore[return-value]
+    problem = Problem(input, weight, spec, device)
+    results = Forward(problem, bias, alpha, save_quotient).run()
+    _keep(key, operands, results, problem)
     return results
 
 
-def _record(
-    operands: tuple[Tensor | None, ...],
-    results: Results,
-    others: list[Tensor],
-    launched: list[tuple[Launch, Any]],
-) -> Recipe | None:
-    """The recipe of a pass; None where a launch took a tensor that is neither an operand nor freshly made."""
-    made = [*results, *(tensor for tensor in others if all(tensor is not result for result in results))]
-    parts = {id(tensor): part for part, tensor in enumerate((*operands, *made)) if tensor is not None}
-    steps = []
-    for launch, compiled in launched:
-        names = launch.kernel.arg_names
-        arguments = [launch.arguments[name] for name in names]
-        tensors: list[tuple[int, int]] = []
-        for position, value in enumerate(arguments):
-            base = value.base if isinstance(value, TensorDescriptor) else value
-            if not isinstance(base, Tensor):
-                continue
-            if id(base) not in parts:
+def backward(
+    grad: Tensor, input: Tensor, weight: Tensor, others: Operands, spec: ConvSpec, mask: list[bool], device: Device
+) -> tuple[Tensor, ...]:
+    """The backward pass. ``others``: bias, alpha, output, quotient and norm."""
+    operands = (grad, input, weight, *others)
+    bias, alpha, output, quotient, norm = others
+    key = _key(operands, input, spec, tuple(mask), device)
+    recipe = _recipes.get(key)
+    if recipe is not None:
+        return recipe.replay(operands)
+    problem = Problem(input, weight, spec, device)
+    results = Backward(problem, grad, bias, alpha, output, quotient, norm, mask).run()  # type: ignore[arg-type]
+    _keep(key, operands, results, problem)
+    return results
+
+
+def _key(operands: Operands, input: Tensor, spec: ConvSpec, wanted: Any, device: Device) -> tuple:
+    """What decides about a pass; a forward and a backward pass differ in their number of operands."""
+    return (
+        *(None if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in operands),
+        input.device, spec, wanted, device, input.dtype == torch.float32 and fp32_precision(spec),
+    )  # fmt: skip
+
+
+def _keep(key: tuple, operands: Operands, results: Sequence[Tensor], problem: Problem) -> None:
+    if key not in _recipes:
+        if len(_recipes) >= MOST:
+            _recipes.clear()
+        _recipes[key] = _record(operands, results, problem)
+
+
+def _record(operands: Operands, results: Sequence[Tensor], problem: Problem) -> Recipe | None:
+    """The recipe of a pass; None where a step took, or the pass returned, a tensor that it did not trace."""
+    parts = {id(tensor): part for part, tensor in enumerate((*operands, *problem.buffers)) if tensor is not None}
+    count = len(operands) + len(problem.buffers)
+    steps: list[Step | Call] = []
+    for traced in problem.trace:
+        if isinstance(traced, Called):
+            if any(id(tensor) not in parts for tensor in traced.operands):
                 return None
-            tensors.append((position, parts[id(base)]))
-            arguments[position] = over(value, None) if isinstance(value, TensorDescriptor) else None
-        steps.append(Step(_runner(launch, compiled), arguments, tensors))
-    return Recipe([Buffer.like(tensor) for tensor in made], steps)
+            steps.append(Call(traced.function, [parts[id(tensor)] for tensor in traced.operands]))
+            for tensor in traced.results:
+                parts[id(tensor)] = count
+                count += 1
+            continue
+        step = _step(*traced, parts)
+        if step is None:
+            return None
+        steps.append(step)
+    if any(id(result) not in parts for result in results):
+        return None
+    return Recipe([*map(Buffer.like, problem.buffers)], steps, [parts[id(result)] for result in results])
+
+
+def _step(launch: Launch, compiled: Any, parts: dict[int, int]) -> Step | None:
+    arguments = [launch.arguments[name] for name in launch.kernel.arg_names]
+    tensors: list[tuple[int, int]] = []
+    for position, value in enumerate(arguments):
+        base = value.base if isinstance(value, TensorDescriptor) else value
+        if not isinstance(base, Tensor):
+            continue
+        if id(base) not in parts:
+            return None
+        tensors.append((position, parts[id(base)]))
+        arguments[position] = over(value, None) if isinstance(value, TensorDescriptor) else None
+    return Step(_runner(launch, compiled), arguments, tensors)
 
 
 def _runner(launch: Launch, compiled: Any) -> Callable[..., Any]:

@@ -21,7 +21,8 @@ def wgrad_descriptor(
     """e, x: descriptors (x as load_box reads it); partial [splits, O, taps, C] fp32. One tap a program.
 
     LINEAR: the boxes follow each other in memory, so e is a matrix [places, O]: without a change of shape, the tensor
-    cores take it from shared memory.
+    cores take it from shared memory. Else it goes through registers, which must not be filled anew before a product
+    is done: it is waited for, since its result is used.
     """
     TAPS: tl.constexpr = KERNEL[1] * KERNEL[2]
     TILE: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
@@ -43,6 +44,8 @@ def wgrad_descriptor(
         values = load_box(x, position, group * IN_CHANNELS + block_c * BLOCK_C, tap, KERNEL, STRIDE, PADDING, DILATION,
                           IN_CHANNELS * GROUPS, BOX, BLOCK_C)  # fmt: skip
         gradient = tl.dot(tl.trans(errors), values, gradient, input_precision=PRECISION)
+        if not LINEAR:
+            gradient *= tl.where(splits > 0, 1.0, 0.0)  # 1, as the compiler cannot know
 
     output = block_o * BLOCK_O + tl.arange(0, BLOCK_O)
     channel = block_c * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -97,16 +100,22 @@ def wgrad_gather(
 def wgrad_reduce(
     partial, w, dw, dalpha, alpha, scale, count, splits, partial_split, partial_output, partial_channel, partial_tap,
     w_output, w_channel, w_tap, dw_output, dw_channel, dw_tap,
-    IN_CHANNELS: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr,
+    IN_CHANNELS: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """dW = alpha * (sum of the shares), count elements; dalpha [programs]: each program's part of <W, dW / alpha>."""
+    """dW = alpha * (sum of the shares), count elements; dalpha [programs]: each program's part of <W, dW / alpha>.
+
+    ROWS: shares that are read at a time.
+    """
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
     channel, tap, output = index % IN_CHANNELS, index // IN_CHANNELS % TAPS, index // (IN_CHANNELS * TAPS)
     source = partial + output * partial_output + channel * partial_channel + tap * partial_tap
-    total = tl.zeros((BLOCK,), tl.float32)
-    for split in range(splits):
-        total += tl.load(source + tl.cast(split, tl.int64) * partial_split, mask=mask, other=0.0).to(tl.float32)
+    sums = tl.zeros((ROWS, BLOCK), tl.float32)
+    for first in range(0, splits, ROWS):
+        split = first + tl.arange(0, ROWS)
+        sums += tl.load(source[None, :] + (split.to(tl.int64) * partial_split)[:, None],
+                        mask=mask[None, :] & (split < splits)[:, None], other=0.0).to(tl.float32)  # fmt: skip
+    total = tl.sum(sums, 0)
     result = total * undo_scale(alpha, scale)
     where = output * dw_output + channel * dw_channel + tap * dw_tap
     tl.store(dw + where, result.to(dw.dtype.element_ty), mask=mask)
