@@ -32,7 +32,8 @@ def test_json_has_a_row_a_kernel(capsys):
     assert cli.main(["kernels", "--arch", "sm_90", "--json", "--dtypes", "bfloat16"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["kernel"] for row in rows} == {
-        "sum_of_squares", "forward_descriptor", "backward_prologue", "dgrad_descriptor", "wgrad_descriptor", "wgrad_reduce", "sum_shares"
+        "sum_of_squares", "forward_descriptor", "backward_prologue", "dgrad_descriptor", "wgrad_descriptor",
+        "wgrad_reduce", "sum_shares",
     }  # fmt: skip
     for row in rows:
         assert row.keys() == KEYS
