@@ -50,8 +50,8 @@ class Scale:
 SMOKE = Scale(
     "smoke",
     {"mnist": "digits", "cifar10": "digits32", "ilsvrc_val": "folder"},
-    epochs=3,
-    images={"fgsm": 200, "pgd": 30, "deepfool": 30, "deepfool_2018": 30, "cw": 10, "transfer": 200, "substitute": 200},
+    epochs=2,
+    images={"fgsm": 200, "pgd": 20, "deepfool": 30, "deepfool_2018": 30, "cw": 10, "transfer": 200, "substitute": 200},
     cw_steps=20,
     substitute_rounds=2,
     substitute_epochs=5,
