@@ -446,6 +446,15 @@ def test_replayed_calls_heed_where_their_operands_lie(offset):
             torch.testing.assert_close(y, expected, rtol=0, atol=0)
 
 
+def test_the_weights_gradient_of_no_images_is_zero_every_time():
+    """Memory is NaN until it is written, and no launch writes anything."""
+    x = torch.randn(0, 16, 5, 5, device=DEVICE)
+    w = torch.randn(8, 16, 3, 3, device=DEVICE, requires_grad=True)
+    for _ in range(3):
+        (gradient,) = torch.autograd.grad(compact_conv2d(x, w, padding=1, backend="triton").sum(), w)
+        assert gradient.eq(0).all()
+
+
 def test_a_layer_trains():
     """Two layers, one step: the gradients are those of the reference."""
     x = torch.randn(2, 3, 6, 6)

@@ -89,7 +89,8 @@ class Backward:
             self.d_alpha = self.alpha.new_empty(())
         if self.needs_bias:
             self.d_bias = self.problem.empty(self.problem.w.tensor.shape[0], dtype=self.problem.dtype)
-        return tuple(t.zero_() for t in (self.d_input, self.d_weight, self.d_alpha, self.d_bias))  # type: ignore[return-value]
+        found = (self.d_input, self.d_weight, self.d_alpha, self.d_bias)
+        return tuple(map(torch.zeros_like, found))  # type: ignore[return-value]  # other tensors: no launch writes them
 
     def _tiles(self) -> tuple[Tile | None, Tile | None]:
         return (
