@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
+from pathlib import Path
 
 import torch
 
@@ -56,18 +58,28 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def processor() -> str:
+    """The CPU's name."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    found = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(found, "") or platform.processor() or platform.machine()
+
+
 def _machine() -> dict[str, str]:
     gpu = "none visible"
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         gpu = f"{', '.join(names)} (CUDA {torch.version.cuda})"
     return {
+        "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "cpu": processor(),
         "cpu threads": str(torch.get_num_threads()),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": gpu,
-        "nvcc": shutil.which("nvcc") or "not on PATH",
+        "nvcc": "on PATH" if shutil.which("nvcc") else "not on PATH",  # reports are published: no path of this machine
         backends.ENVIRONMENT: os.environ.get(backends.ENVIRONMENT, "not set"),
     }
 

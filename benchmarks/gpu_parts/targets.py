@@ -140,7 +140,7 @@ def squares(diagnostics: Record) -> list[float]:
     found = []
     for row in diagnostics.rows("ablation").values():
         words = row.get("default tiles", {}).get("forward", "").split()
-        way = next((name for name in ("rows", "images", "plane") if name in words), "loop")
+        way = next((name for name in ("rows", "images", "loop") if name in words), "plane")
         pair = [median(row.get("providers", {}), name, "replayed") for name in (way, "none")]
         found += [pair[0] / pair[1]] if all(pair) else []
     return found

@@ -45,7 +45,7 @@ def _copy_rate(clock: Clock, elements: int) -> float:
 
 
 def _product_rate(clock: Clock, dtype: str, side: int) -> float:
-    # at random: a GPU multiplies ones and zeros faster, being cooler
+    # at random: a GPU multiplies ones and zeros faster
     a, b = (torch.randn(side, side, device=clock.device, dtype=DTYPES[dtype]) for _ in range(2))
     product = torch.empty_like(a)
     with precision(dtype):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..env_report import processor
 from ..files import read_json, write
 from ..version import __version__
 
@@ -124,12 +125,7 @@ def environment(device: str, threads: int, malloc: str | None = None, commit: st
 
 
 def name_of(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name(0)
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.exists() else []
-    found = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(found, "") or platform.processor() or platform.machine()
+    return torch.cuda.get_device_name(0) if device == "cuda" else processor()
 
 
 def default_path(device: str, note: str = "") -> Path:

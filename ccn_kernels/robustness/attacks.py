@@ -6,7 +6,7 @@ Models take images in [0, 1] and return logits; what an attack makes of an image
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -144,6 +144,18 @@ class Transfer:
         fooled = [predictions(model, attacked) != labels for attacked in crafted]
         agrees = predictions(self.source, images) == predictions(model, images)
         return {"fooled": torch.stack(fooled, dim=1), "agrees": agrees}
+
+
+def by_name(name: str, epsilons: tuple[float, ...] = (), cw_steps: int = 1000) -> Attack:
+    """A white-box attack: "fgsm" and "pgd" of these sizes, "deepfool", "deepfool_2018" or "cw"."""
+    made: dict[str, Callable[[], Attack]] = {
+        "fgsm": lambda: FGSM(epsilons),
+        "pgd": lambda: PGD(epsilons),
+        "deepfool": DeepFool,
+        "deepfool_2018": lambda: DeepFool("2018"),
+        "cw": lambda: CarliniWagner(cw_steps),
+    }
+    return made[name]()
 
 
 def adversarial_images(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:

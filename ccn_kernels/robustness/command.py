@@ -188,7 +188,7 @@ def _attack(args: argparse.Namespace) -> None:
 def _made(args: argparse.Namespace, device: str) -> Any:
     """The attack that is asked for."""
     from . import runs
-    from .attacks import FGSM, PGD, CarliniWagner, DeepFool, Transfer
+    from .attacks import Transfer, by_name
 
     if args.epsilons and args.attack not in SIZED:
         raise ValueError(f"--epsilons is for {' and '.join(SIZED)}: {args.attack} looks for the smallest change")
@@ -198,9 +198,7 @@ def _made(args: argparse.Namespace, device: str) -> Any:
             raise ValueError(f"--crafted-on is for fgsm alone, got --attack {args.attack}")
         source = runs.load(args.crafted_on, device)
         return Transfer(source.model, source.digest, epsilons)
-    made: dict[str, Any] = {"fgsm": lambda: FGSM(epsilons), "pgd": lambda: PGD(epsilons), "cw": CarliniWagner,
-                            "deepfool": DeepFool, "deepfool_2018": lambda: DeepFool("2018")}  # fmt: skip
-    return made[args.attack]()
+    return by_name(args.attack, epsilons)
 
 
 def _lab(args: argparse.Namespace) -> Any:

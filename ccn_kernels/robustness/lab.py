@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from ..files import write
 from . import data, evaluation, substitute, tree
-from .attacks import FGSM, PGD, Attack, CarliniWagner, DeepFool, Outcome, Transfer
+from .attacks import Attack, Outcome, Transfer, by_name
 from .config import METHODS
 from .data import Dataset
 from .paper import TABLES, Cell, cells
@@ -121,20 +120,13 @@ class Lab:
 
     def _attack(self, cell: Cell, run: Run) -> Attack:
         epsilons = _epsilons(cell.dataset, cell.attack)
-        made: dict[str, Callable[[], Attack]] = {
-            "fgsm": lambda: FGSM(epsilons),
-            "pgd": lambda: PGD(epsilons),
-            "deepfool": DeepFool,
-            "deepfool_2018": lambda: DeepFool("2018"),
-            "cw": lambda: CarliniWagner(self.scale.cw_steps),
-        }
-        if cell.attack in made:
-            return made[cell.attack]()
         if cell.attack == "substitute":
             return Transfer(self._substitute(cell, run), f"substitute of {run.digest}", epsilons)
-        assert cell.source is not None
-        source = self.run(cell.dataset, cell.source)
-        return Transfer(source.model, source.digest, epsilons)
+        if cell.attack == "transfer":
+            assert cell.source is not None
+            source = self.run(cell.dataset, cell.source)
+            return Transfer(source.model, source.digest, epsilons)
+        return by_name(cell.attack, epsilons, self.scale.cw_steps)
 
     def _substitute(self, cell: Cell, run: Run) -> nn.Module:
         """The network that learned from the cell's; kept beside the outcomes."""

@@ -75,9 +75,13 @@ def test_memory_host_and_squares(judge):
     rows = [row_of("conv", 1.0, peak_mb=100.0, **step), row_of("ccn", 1.0, peak_mb=104.0, **step),
             row_of("ccn", 1.0, "relu apart", peak_mb=120.0, **step)]  # fmt: skip
     times = {"conv, F.conv2d": {"called": {"median": 10.0}}, "ours, compact_conv2d": {"called": {"median": 20.0}}}
-    ways = {name: {"replayed": {"median": median}} for name, median in (("rows", 10.2), ("loop", 12.0), ("none", 10.0))}
+    ways = {
+        name: {"replayed": {"median": median}} for name, median in (("rows", 10.2), ("plane", 12.0), ("none", 10.0))
+    }
     squares = {"default tiles": {"forward": "descriptor 128x128x64 w8 s4 rows"}, "providers": ways}
     found = judge(rows, host={"forward, no grad": {"providers": times}}, ablation={"x": squares})
+    planes = {**squares, "default tiles": {"forward": "descriptor 128x128x64 w8 s4"}}
+    assert judge([], ablation={"x": planes})["kernel / the same without squares"][1] == "1.200 (worst 1.200 of 1)"
     assert found["peak memory of a training step / plain"][1:] == ["1.040 (worst 1.040 of 1)", "yes"]
     assert found["the same, ReLU apart"][2] == "no"
     assert found["host time / F.conv2d, no grad"][2] == "no"

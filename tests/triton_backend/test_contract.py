@@ -455,6 +455,13 @@ def test_the_weights_gradient_of_no_images_is_zero_every_time():
         assert gradient.eq(0).all()
 
 
+def test_a_negated_view_is_negated():
+    """Eager calls go without the operator, whose dispatch would see to it."""
+    x, w = torch.randn(2, 16, 5, 5, device=DEVICE), torch.randn(8, 16, 3, 3, device=DEVICE)
+    y = compact_conv2d(torch._neg_view(x), w, padding=1, backend="triton")
+    torch.testing.assert_close(y, -compact_conv2d(x, w, padding=1, backend="triton"))
+
+
 def test_a_layer_trains():
     """Two layers, one step: the gradients are those of the reference."""
     x = torch.randn(2, 3, 6, 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from math import ceil
 from typing import Any
 
@@ -66,31 +67,28 @@ class Backward:
             quotient = None if quotient is None else operand(quotient).tensor
         self.y, self.quotient, self.grad = output, quotient, operand(grad)
         problem.reach = max(problem.reach, self.grad.reach)
-        # an operator's outputs must not share memory, not even where there is none
-        self.d_input, self.d_weight, self.d_bias = (problem.empty(0, dtype=problem.dtype) for _ in range(3))
-        self.d_alpha = problem.empty(0, dtype=alpha.dtype)
-        if self.needs_input:
-            shape, device = problem.x.tensor.shape, grad.device
-            empty = torch.empty(shape, dtype=problem.dtype, device=device, memory_format=problem.format)
-            self.d_input = problem.own(empty)
-        if self.needs_weight:
-            self.d_weight = problem.own(torch.empty_like(problem.weight))
+        x = problem.x.tensor
+
+        def result(asked: bool, make: Callable[[], Tensor], dtype: torch.dtype = problem.dtype) -> Tensor:
+            """An operator's outputs must not share memory, not even where there is none."""
+            return problem.own(make() if asked else x.new_empty(0, dtype=dtype))
+
+        self.d_input = result(self.needs_input, lambda: torch.empty_like(x, memory_format=problem.format))
+        self.d_weight = result(self.needs_weight, lambda: torch.empty_like(problem.weight))
+        self.d_alpha = result(self.needs_alpha, lambda: x.new_empty((), dtype=alpha.dtype), alpha.dtype)
+        self.d_bias = result(self.needs_bias, lambda: x.new_empty(problem.w.tensor.shape[0]))
 
     def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.grad.tensor.numel() == 0 or self.problem.w.tensor.numel() == 0:
-            return self._zeros()
+            # other tensors than those that launches write: a replay would find them unwritten
+            return tuple(map(torch.zeros_like, self._results()))  # type: ignore[return-value]
         e, q, scale = self._prologue()
         if e is not None:
             self._convolutions(e, q, scale)
-        return self.d_input, self.d_weight, self.d_alpha, self.d_bias
+        return self._results()
 
-    def _zeros(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if self.needs_alpha:
-            self.d_alpha = self.alpha.new_empty(())
-        if self.needs_bias:
-            self.d_bias = self.problem.empty(self.problem.w.tensor.shape[0], dtype=self.problem.dtype)
-        found = (self.d_input, self.d_weight, self.d_alpha, self.d_bias)
-        return tuple(map(torch.zeros_like, found))  # type: ignore[return-value]  # other tensors: no launch writes them
+    def _results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.d_input, self.d_weight, self.d_alpha, self.d_bias
 
     def _tiles(self) -> tuple[Tile | None, Tile | None]:
         return (
@@ -124,13 +122,13 @@ class Backward:
         }  # fmt: skip
         problem.issue(Launch(epilogue.backward_prologue, (shares * geometry.groups,), arguments, warps=8))
         if biases is not None:
-            self.d_bias = self._summed(biases, problem.empty(outputs, dtype=problem.dtype))
+            self._sum(biases, self.d_bias)
         if alphas is not None:
-            self.d_alpha = self._summed(alphas, problem.empty(dtype=self.alpha.dtype))
+            self._sum(alphas, self.d_alpha)
         return e, q, scale
 
-    def _summed(self, shares: Tensor, result: Tensor) -> Tensor:
-        """The result [columns] of shares [rows, columns]."""
+    def _sum(self, shares: Tensor, result: Tensor) -> None:
+        """Adds shares [rows, columns] into the result [columns]."""
         count = result.numel()
         columns = min(16, next_power_of_two(count))
         arguments = {
@@ -138,7 +136,6 @@ class Backward:
             "ROWS": ELEMENTS // columns, "COLUMNS": columns,
         }  # fmt: skip
         self.problem.issue(Launch(epilogue.sum_shares, (ceil(count / columns),), arguments))
-        return result
 
     def _scale(self, common: dict[str, Any], programs: int) -> Tensor:
         largest, scale = self.problem.empty(programs), self.problem.empty()
@@ -326,4 +323,4 @@ class Backward:
         if d_weight.tensor is not self.d_weight:
             self.d_weight.copy_(d_weight.tensor)
         if alphas is not None:
-            self.d_alpha = self._summed(alphas, problem.empty(dtype=self.alpha.dtype))
+            self._sum(alphas, self.d_alpha)

@@ -205,8 +205,7 @@ def _descriptor_reason(tile: Tile, request: Request, device: Device) -> str | No
         return f"squares must be one of {', '.join(BOXED_SQUARES)}, got {tile.squares!r}"
     if tile.squares in ("rows", "images") and not squares_of_centre(geometry, tile.squares):
         return "the centre's taps do not hold every patch's squares"
-    box = box_of(tile.places, geometry, geometry.extent, tile.squares)
-    if box is None:
+    if box_of(tile.places, geometry, geometry.extent, tile.squares) is None:
         return f"{tile.places} places do not hold whole {tile.squares}"
     if _shared_bytes(tile, request) > SHARED_LIMITS.get(device.capability, LEAST_SHARED):
         return "it needs more shared memory than a block may have"
@@ -225,8 +224,8 @@ _PRODUCTS = ((128, 256, 8, 4), (256, 128, 8, 4), (128, 128, 8, 6), (128, 128, 8,
 _WGRADS = ((64, 128, 256, 8, 3), (64, 256, 128, 8, 3), (64, 128, 128, 8, 3), (64, 128, 64, 4, 4), (64, 64, 64, 4, 4))
 _SPLITS = (1, 2, 3, 4, 6, 8)
 
-# The model behind the choice among them, in cycles of one processor: fitted to some 350 times of 20 products of bf16 on
-# an H200, which it meets to 7 % on average (benchmarks/PERFORMANCE.md).
+# The model behind the choice among them, in cycles of one processor: fitted to 368 times of 21 products of bf16 on an
+# H200, which it meets to 8 % on average (benchmarks/PERFORMANCE.md).
 _PRODUCTS_A_CYCLE = {"bfloat16": 1900, "float16": 1900, "float32": 950}  # multiply-adds
 _BYTES_A_CYCLE = 60  # from the L2 cache
 _LATENCY = 1500  # of a box, hidden by the stages
@@ -352,21 +351,15 @@ def predict(tile: Tile, request: Request, device: Device) -> float:
     tiles = math.prod(math.ceil(n / step) for n, step in zip((geometry.batch, *extent[1:]), box, strict=True))
     programs = tiles * geometry.groups * math.ceil(outputs / tile.outputs) * tile.splits
     steps = geometry.taps * math.ceil(sums / tile.depth)
-    multiply = tile.places * tile.outputs * tile.depth / _PRODUCTS_A_CYCLE[request.dtype]
-    fetch = (tile.places + tile.outputs) * tile.depth * size / _BYTES_A_CYCLE
-
-    def wave(beside: int) -> float:
-        """So many programs beside each other on a processor, from first to last step."""
-        step = max(beside * max(multiply, fetch), multiply + _STEP_CYCLES, _LATENCY / (tile.stages - 1))
-        return steps / tile.splits * step + ends
-
     boxes = {"rows": steps / geometry.kernel[2], "images": steps / geometry.taps}
-    squared = boxes.get(tile.squares, 0) if forward else 0
-    ends = _TILE_CYCLES + _WRITE_CYCLES * tile.places * tile.outputs / 128**2
-    ends += squared * _SQUARE_CYCLES * tile.places / 128 + (_SQUARES_CYCLES if squared else 0)
+    ends = _ends(tile, boxes.get(tile.squares, 0) if forward else 0)
     beside = _beside(tile, request)
     full, rest = divmod(programs, device.processors * beside)
-    cycles = full * wave(beside) + (wave(math.ceil(rest / device.processors)) if rest else 0)
+    waves = (
+        (full, beside),
+        (min(rest, 1), math.ceil(rest / device.processors)),
+    )  # count, and how many beside each other
+    cycles = sum(count * (steps / tile.splits * _step(tile, request, each) + ends) for count, each in waves)
     share = device.processors / 132
     if forward and tile.squares == "plane":
         read = geometry.batch * math.prod(geometry.in_extent) * geometry.groups * sums * size
@@ -374,6 +367,20 @@ def predict(tile: Tile, request: Request, device: Device) -> float:
     if tile.splits > 1:
         cycles += _SPLIT_CYCLES + 2 * tile.splits * tiles * tile.places * outputs * 4 / (_SPLIT_BYTES * share)
     return cycles
+
+
+def _step(tile: Tile, request: Request, beside: int) -> float:
+    """Cycles of a step, so many programs beside each other on a processor."""
+    size = 4 if request.dtype == "float32" else 2
+    multiply = tile.places * tile.outputs * tile.depth / _PRODUCTS_A_CYCLE[request.dtype]
+    fetch = (tile.places + tile.outputs) * tile.depth * size / _BYTES_A_CYCLE
+    return max(beside * max(multiply, fetch), multiply + _STEP_CYCLES, _LATENCY / (tile.stages - 1))
+
+
+def _ends(tile: Tile, squared: float) -> float:
+    """Cycles of a tile beside its steps, if it squares so many boxes."""
+    squares = squared * _SQUARE_CYCLES * tile.places / 128 + _SQUARES_CYCLES if squared else 0
+    return _TILE_CYCLES + _WRITE_CYCLES * tile.places * tile.outputs / 128**2 + squares
 
 
 def _beside(tile: Tile, request: Request) -> int:

@@ -127,7 +127,7 @@ class Forward:
             functools.partial(convolution.forward, problem.spec), problem.x.tensor, problem.w.tensor
         )
         u = operand(product)
-        self._epilogue(u.tensor, sum_of_squares(self.problem), {"u_split": 0, **u.named("u")}, 1, plane=True)
+        self._epilogue(u.tensor, sum_of_squares(problem), {"u_split": 0, **u.named("u")}, 1, plane=True)
 
     def _epilogue(
         self, u: Tensor, squares: Tensor | None, strides: dict[str, int], splits: int, *, plane: bool
