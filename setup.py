@@ -214,8 +214,11 @@ def write_ninja(path: Path, library: Path, module: Path) -> None:
         # Without --no-as-needed the linker drops libtorch, and the library's weak symbols stay null.
         link = [f"-L{torch_root / 'lib'}", f"{linker_flag}--no-as-needed", "-ltorch", "-ltorch_cpu"]
         ninja.build(str(library), linker, objects, variables={"flags": link})
-        bindings = compile("bindings", CSRC / "bindings.cpp", COMMON + python_flags)
-        ninja.build(str(module), "link", bindings, variables={"flags": []})
+        bound = [
+            compile("bindings", CSRC / "bindings.cpp", COMMON + python_flags),
+            compile("launches", CSRC / "launches.cpp", COMMON),
+        ]
+        ninja.build(str(module), "link", bound, variables={"flags": ["-ldl"]})
 
 
 def describe() -> list[str]:

@@ -19,6 +19,7 @@ from .spec import ConvSpec, memory_format, norm_dtype, output_size, seen_pixels
 _SPEC = "int[]? stride, int[]? padding, int[]? dilation, int groups, float delta, bool relu"  # linear layers have none
 
 DIRECT = ("cpu", "triton")
+PLAIN = (Tensor, torch.nn.Parameter)
 
 _library = torch.library.Library("ccn", "DEF")
 _library.define(
@@ -41,9 +42,10 @@ def _directly(backend: str, *tensors: Tensor | None) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
-    return all(
-        tensor is None or (type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_neg()) for tensor in tensors
-    )
+    for tensor in tensors:  # a generator for all() would take as long again
+        if tensor is not None and (type(tensor) not in PLAIN or tensor.is_neg()):
+            return False
+    return True
 
 
 def compact_conv(

@@ -21,6 +21,7 @@ OLDEST = (3, 6)
 OLDEST_GPU = 75  # compute capability 7.5: the oldest that the kernels are compiled for
 
 
+@functools.cache  # as Triton does, which looks once, at its import
 def interpreting() -> bool:
     """Whether Triton interprets kernels, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"

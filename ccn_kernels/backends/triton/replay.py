@@ -7,7 +7,8 @@ than the kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...spec import ConvSpec, fp32_precision
+from . import native
 from .backward_pass import Backward
 from .config import Device
 from .forward_pass import Forward
@@ -51,6 +53,20 @@ class Step(NamedTuple):
         self.run(*arguments)
 
 
+class Together(NamedTuple):
+    """Launches that follow each other, by one call; by Triton's launcher while a profiler listens to it."""
+
+    steps: list[Step]
+    batch: native.Batch
+
+    def replay(self, tensors: list[Any]) -> None:
+        if native.hooked():
+            for step in self.steps:
+                step.replay(tensors)
+        else:
+            self.batch.replay(tensors)
+
+
 class Call(NamedTuple):
     """One call of ATen's, by the parts that it takes."""
 
@@ -65,7 +81,7 @@ class Recipe(NamedTuple):
     """All steps of one kind of call, and which tensors are its results."""
 
     buffers: list[Buffer]
-    steps: list[Step | Call]
+    steps: list[Step | Call | Together]
     results: list[int]
 
     def replay(self, operands: Operands) -> tuple[Tensor, ...]:
@@ -138,36 +154,47 @@ def _record(operands: Operands, results: Sequence[Tensor], problem: Problem) -> 
     """The recipe of a pass; None where a step took, or the pass returned, a tensor that it did not trace."""
     parts = {id(tensor): part for part, tensor in enumerate((*operands, *problem.buffers)) if tensor is not None}
     count = len(operands) + len(problem.buffers)
-    steps: list[Step | Call] = []
-    for traced in problem.trace:
-        if isinstance(traced, Called):
-            if any(id(tensor) not in parts for tensor in traced.operands):
-                return None
-            steps.append(Call(traced.function, [parts[id(tensor)] for tensor in traced.operands]))
-            for tensor in traced.results:
-                parts[id(tensor)] = count
-                count += 1
-            continue
-        step = _step(*traced, parts)
-        if step is None:
-            return None
-        steps.append(step)
-    if any(id(result) not in parts for result in results):
+    steps: list[Step | Call | Together] = []
+    try:
+        for are_calls, traced in itertools.groupby(problem.trace, lambda traced: isinstance(traced, Called)):
+            if not are_calls:
+                steps += _launches(list(traced), parts, _index(problem))  # type: ignore[arg-type]
+                continue
+            for call in traced:
+                assert isinstance(call, Called)
+                steps.append(Call(call.function, [parts[id(tensor)] for tensor in call.operands]))
+                for tensor in call.results:
+                    parts[id(tensor)] = count
+                    count += 1
+        return Recipe([*map(Buffer.like, problem.buffers)], steps, [parts[id(result)] for result in results])
+    except KeyError:
         return None
-    return Recipe([*map(Buffer.like, problem.buffers)], steps, [parts[id(result)] for result in results])
 
 
-def _step(launch: Launch, compiled: Any, parts: dict[int, int]) -> Step | None:
+def _index(problem: Problem) -> int | None:
+    """Of the GPU; the interpreter has none."""
+    return problem.x.tensor.device.index
+
+
+def _launches(
+    traced: list[tuple[Launch, Any]], parts: Mapping[int, int], device: int | None
+) -> Sequence[Step | Together]:
+    """Launches that follow each other: one call where that is possible."""
+    steps = [_step(launch, compiled, parts) for launch, compiled in traced]
+    if device is None or any(compiled is None for _, compiled in traced):  # the interpreter has no compiled kernels
+        return steps
+    batch = native.batch(traced, parts, device)
+    return steps if batch is None else [Together(steps, batch)]
+
+
+def _step(launch: Launch, compiled: Any, parts: Mapping[int, int]) -> Step:
     arguments = [launch.arguments[name] for name in launch.kernel.arg_names]
     tensors: list[tuple[int, int]] = []
     for position, value in enumerate(arguments):
         base = value.base if isinstance(value, TensorDescriptor) else value
-        if not isinstance(base, Tensor):
-            continue
-        if id(base) not in parts:
-            return None
-        tensors.append((position, parts[id(base)]))
-        arguments[position] = over(value, None) if isinstance(value, TensorDescriptor) else None
+        if isinstance(base, Tensor):
+            tensors.append((position, parts[id(base)]))
+            arguments[position] = over(value, None) if isinstance(value, TensorDescriptor) else None
     return Step(_runner(launch, compiled), arguments, tensors)
 
 
