@@ -42,10 +42,7 @@ def _directly(backend: str, *tensors: Tensor | None) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
-    for tensor in tensors:  # a generator for all() would take as long again
-        if tensor is not None and (type(tensor) not in PLAIN or tensor.is_neg()):
-            return False
-    return True
+    return all(tensor is None or (type(tensor) in PLAIN and not tensor.is_neg()) for tensor in tensors)
 
 
 def compact_conv(

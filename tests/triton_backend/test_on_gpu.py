@@ -1,5 +1,7 @@
 """What only a GPU can show of Triton's kernels: large tiles, and what is compiled when."""
 
+import dataclasses
+
 import calls
 import pytest
 import torch
@@ -7,7 +9,7 @@ import triton
 from gpu_problems import NARROW, TF32_ERROR, WIDE, assert_accurate, make
 from problems import assert_same_bits
 
-from ccn_kernels.backends.triton import config, device
+from ccn_kernels.backends.triton import config, device, native
 from ccn_kernels.backends.triton.config import Tile
 from ccn_kernels.backends.triton.launch import Problem
 from ccn_kernels.workloads import Layer
@@ -88,3 +90,21 @@ def test_the_compiler_is_heard_of(compiled):
     make(Layer("unheard of", 2, 37, 41, 5), torch.bfloat16).run("triton")
     assert any("forward_gather" in event for event in compiled)
     assert any("backward_prologue" in event for event in compiled)
+
+
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
+@pytest.mark.parametrize("layer", [WIDE, IMAGES, Layer("few", 64, 3, 64, 32)], ids=lambda layer: layer.name)
+def test_replays_are_launched_as_triton_launches_them(layer, dtype, monkeypatch):
+    problem = make(layer, dtype)
+    first = problem.run("triton")  # the recording call: Triton's launcher
+    launched = []
+    replay_batch = native.Batch.replay
+    monkeypatch.setattr(native.Batch, "replay", lambda *given: (launched.append(given), replay_batch(*given)))
+    moved = dataclasses.replace(problem, input=problem.input.clone(), grad=problem.grad.clone())
+    for again in (problem, moved, problem):  # other addresses in between
+        assert_same_bits(first, again.run("triton"))
+    assert launched
+    launched.clear()
+    monkeypatch.setattr(native, "hooked", lambda: True)
+    assert_same_bits(first, problem.run("triton"))
+    assert not launched

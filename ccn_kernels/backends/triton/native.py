@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from .launch import Launch
 DRIVER = "libcuda.so.1"
 NUMBERS = {"i1": "?", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u32": "I", "u64": "Q", "fp32": "f", "fp64": "d"}
 WARP = 32
+BEYOND = ("global_scratch_size", "profile_scratch_size", "launch_cooperative_grid", "gsan")  # what we do not provide
 
 
 @functools.cache
@@ -42,89 +43,77 @@ class Batch(NamedTuple):
         self.launches.run(stream, [tensors[part].data_ptr() for part in self.parts])
 
 
-def batch(kernels: list[tuple[Launch, Any]], parts: Mapping[int, int], device: int) -> Batch | None:
-    """The compiled launches as one call, or None where this module cannot stand in for Triton's launcher.
+def batch(traced: Sequence[tuple[Launch, Any]], parts: Mapping[int, int], device: int) -> Batch | None:
+    """Launches, each with what it was compiled to, as one call; None where Triton's own launcher is needed.
 
     Args:
         parts: for the identity of each tensor, its number among those of a replay.
     """
     native = module()
-    if native is None or not all(_is_plain(compiled) for _, compiled in kernels):
+    if native is None or not all(_is_plain(compiled) for _, compiled in traced):
         return None
-    used: dict[int, int] = {}  # which address of a run is which tensor
-    launches = native.Launches(DRIVER, device)
-    for launch, compiled in kernels:
-        try:
-            parameters = list(
-                _parameters(launch, compiled, lambda tensor: used.setdefault(parts[id(tensor)], len(used)))
-            )
-        except KeyError:  # a type of number that none of our kernels takes today
-            return None
-        grid, metadata = (*launch.grid, 1, 1)[:3], compiled.metadata
-        launches.add(
-            native.Kernel(
-                compiled.function,
-                grid,
-                WARP * metadata.num_warps,
-                metadata.shared,
-                bool(metadata.launch_pdl),
-                parameters,
-            )
-        )
-    return Batch(launches, list(used), device)
+    packer, launches = _Packer(native, parts), native.Launches(DRIVER, device)
+    for launch, compiled in traced:
+        launches.add(packer.kernel(launch, compiled))
+    return Batch(launches, list(packer.used), device)
 
 
 def _is_plain(compiled: Any) -> bool:
-    """Whether a kernel takes nothing but its parameters and a grid of blocks."""
+    """Whether a kernel takes nothing but its arguments and a grid of blocks."""
     metadata = compiled.metadata
-    needs = ("global_scratch_size", "profile_scratch_size", "launch_cooperative_grid", "gsan")
-    return metadata.num_ctas == 1 and not any(getattr(metadata, name, None) for name in needs)
-
-
-def _parameters(launch: Launch, compiled: Any, address: Any) -> Iterator[Any]:
-    """As the compiled kernel takes them: its arguments without constants, then two addresses of scratch memory."""
-    maps = iter(compiled.metadata.tensordesc_meta or ())
-    for name, kind in compiled.src.signature.items():
-        yield from _parameter(launch.arguments[name], kind, maps, address)
-    for _ in range(2):
-        yield module().Value(bytes(8))  # type: ignore[union-attr]
-
-
-def _parameter(value: Any, kind: Any, maps: Iterator[dict[str, Any]], address: Any) -> Iterator[Any]:
-    native = module()
-    assert native is not None
-    if isinstance(kind, tuple):
-        for part, inner in zip(value, kind, strict=True):
-            yield from _parameter(part, inner, maps, address)
-    elif isinstance(value, TensorDescriptor):
-        yield _boxes(value, next(maps), address(value.base))
-        for number in value.shape:
-            yield native.Value(struct.pack("i", number))
-        for number in value.strides:
-            yield native.Value(struct.pack("q", number))
-    elif isinstance(value, Tensor):
-        yield native.Address(address(value))
-    elif kind != "constexpr":
-        yield native.Value(struct.pack(NUMBERS[kind], value))
-
-
-def _boxes(descriptor: TensorDescriptor, meta: Mapping[str, Any], part: int) -> Any:
-    size = meta["elem_size"]
-    strides = [size * stride for stride in descriptor.strides]
-    return module().Boxes(  # type: ignore[union-attr]
-        part, _types()[meta["elem_type"]], meta["swizzle"], descriptor.shape, strides, meta["block_size"]
-    )
-
-
-@functools.cache
-def _types() -> Mapping[int, int]:
-    """The driver's number of a type, by Triton's."""
-    from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST
-
-    return TMA_DTYPE_DEVICE_TO_HOST
+    return metadata.num_ctas == 1 and not any(getattr(metadata, name, None) for name in BEYOND)
 
 
 def hooked() -> bool:
-    """Whether a profiler asks Triton's launcher to tell it of launches."""
+    """Whether a profiler listens to Triton's launcher."""
     runtime = triton.knobs.runtime
     return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
+
+
+class _Packer:
+    """Arguments as compiled kernels take them."""
+
+    def __init__(self, native: ModuleType, parts: Mapping[int, int]) -> None:
+        self.native, self._parts = native, parts
+        self.used: dict[int, int] = {}  # for each tensor that is needed, its place among the addresses of a run
+
+    def kernel(self, launch: Launch, compiled: Any) -> Any:
+        """Without constants, and with two addresses of scratch memory that no kernel of ours needs."""
+        metadata = compiled.metadata
+        parameters: list[Any] = []
+        maps = iter(metadata.tensordesc_meta or ())
+        for name, kind in compiled.src.signature.items():
+            parameters += self._parameters(launch.arguments[name], kind, maps)
+        parameters += [self.native.Value(bytes(8))] * 2
+        grid, threads = (*launch.grid, 1, 1)[:3], WARP * metadata.num_warps
+        return self.native.Kernel(
+            compiled.function, grid, threads, metadata.shared, bool(metadata.launch_pdl), parameters
+        )
+
+    def _parameters(self, value: Any, kind: Any, maps: Iterator[Mapping[str, Any]]) -> Iterator[Any]:
+        if isinstance(kind, tuple):
+            for part, inner in zip(value, kind, strict=True):
+                yield from self._parameters(part, inner, maps)
+        elif isinstance(value, TensorDescriptor):
+            yield self._boxes(value, next(maps))
+            yield from (self._number("i32", extent) for extent in value.shape)
+            yield from (self._number("i64", stride) for stride in value.strides)
+        elif isinstance(value, Tensor):
+            yield self.native.Address(self._place(value))
+        elif kind != "constexpr":
+            yield self._number(kind, value)
+
+    def _number(self, kind: str, value: float) -> Any:
+        return self.native.Value(struct.pack(NUMBERS[kind], value))
+
+    def _place(self, tensor: Tensor) -> int:
+        return self.used.setdefault(self._parts[id(tensor)], len(self.used))
+
+    def _boxes(self, descriptor: TensorDescriptor, meta: Mapping[str, Any]) -> Any:
+        from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST as TYPES
+
+        strides = [meta["elem_size"] * stride for stride in descriptor.strides]
+        return self.native.Boxes(
+            self._place(descriptor.base), TYPES[meta["elem_type"]], meta["swizzle"], descriptor.shape, strides,
+            meta["block_size"],
+        )  # fmt: skip
