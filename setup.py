@@ -155,6 +155,11 @@ class NinjaBuild(build_ext):
             return os.path.join(*fullname.split(".")) + ".so"
         return super().get_ext_filename(fullname)
 
+    def run(self) -> None:
+        super().run()
+        in_source = self.inplace or self.editable_mode  # which setuptools unsets while it builds
+        write_build_info((ROOT if in_source else Path(self.build_lib)) / "ccn_kernels")
+
     def build_extensions(self) -> None:
         try:
             self.run_ninja()
@@ -165,8 +170,6 @@ class NinjaBuild(build_ext):
             for component in PLAN:
                 PLAN[component] = f"its build failed ({error})"
             self.extensions = []
-        in_source = self.inplace or self.editable_mode
-        write_build_info((ROOT if in_source else Path(self.build_lib)) / "ccn_kernels")
 
     def run_ninja(self) -> None:
         import ninja
