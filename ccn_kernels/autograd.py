@@ -10,24 +10,29 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
 from . import ops, reference
+from .known import KnownSpec
 from .spec import ConvSpec, seen_pixels, settled, without_autocast
+
+
+def seen_by(backend: str, input: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, ConvSpec]:
+    """The input as a backend with kernels reads it, and the spec of that."""
+    if backend == "cpu":  # which skips pixels itself, and has ATen's convolution
+        return settled(input), spec
+    return seen_pixels(input, tuple(weight.shape[2:]), spec)
 
 
 def compact_conv(
     input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, spec: ConvSpec, backend: str
 ) -> Tensor:
     """A compact convolution by a backend with kernels; arguments are checked already."""
-    if backend == "cpu":  # which skips pixels itself, and has ATen's convolution
-        input = settled(input)
-    else:
-        input, spec = seen_pixels(input, tuple(weight.shape[2:]), spec)
-    if not _differentiates():
-        with without_autocast(input.device.type):
-            return ops.compact_conv(input, weight, bias, alpha, spec, False, backend)[0]
-    save_quotient = torch.is_grad_enabled() and _needs_quotient(
-        input.requires_grad, weight.requires_grad, alpha.requires_grad, spec
-    )
+    if isinstance(spec, KnownSpec) and not torch.is_grad_enabled():  # in eager code, outside autocast
+        return ops.compact_conv(input, weight, bias, alpha, spec, False, backend)[0]
     with without_autocast(input.device.type):
+        if not _differentiates():
+            return ops.compact_conv(input, weight, bias, alpha, spec, False, backend)[0]
+        save_quotient = torch.is_grad_enabled() and _needs_quotient(
+            input.requires_grad, weight.requires_grad, alpha.requires_grad, spec
+        )
         return _apply(CompactConvFunction, input, weight, bias, alpha, spec, save_quotient, backend)[0]
 
 
@@ -83,7 +88,7 @@ class CompactConvFunction(Function):
                 quotient = None
                 if _needs_quotient(needs_input, needs_weight, needs_alpha, ctx.spec):
                     quotient = ops.compact_conv(
-                        input.detach(), weight.detach(), None, alpha.detach(), ctx.spec, True, ctx.backend
+                        input.detach(), weight.detach(), None, alpha.detach(), ConvSpec(*ctx.spec), True, ctx.backend
                     )[1]
             args = (grad, input, weight, bias, alpha, out, quotient, norm, ctx.spec, mask, ctx.backend)
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from types import NoneType
 from typing import Any
@@ -13,8 +14,8 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import autograd, backends, reference
-from .arguments import Call, resolve
+from . import autograd, backends, known, reference
+from .arguments import resolve
 from .losses import l2_softmax_loss
 
 NO_TORCHSCRIPT = (
@@ -61,7 +62,7 @@ def compact_conv1d(
         input [N, C, L] or [C, L]; weight [O, C / groups, k]; bias [O]; output [N, O, L'].
     """
     args = (stride, padding, dilation, groups, delta, activation)
-    return _run(resolve(1, input, weight, bias, alpha, *args), backend)
+    return _run(1, (input, weight, bias, alpha), args, backend)
 
 
 @_public
@@ -100,7 +101,7 @@ def compact_conv2d(
         RuntimeError: shapes, dtypes or devices do not fit, or the named backend cannot run the call.
     """
     args = (stride, padding, dilation, groups, delta, activation)
-    return _run(resolve(2, input, weight, bias, alpha, *args), backend)
+    return _run(2, (input, weight, bias, alpha), args, backend)
 
 
 @_public
@@ -124,7 +125,7 @@ def compact_conv3d(
         input [N, C, D, H, W] or [C, D, H, W]; weight [O, C / groups, kD, kH, kW]; bias [O]; output [N, O, D', H', W'].
     """
     args = (stride, padding, dilation, groups, delta, activation)
-    return _run(resolve(3, input, weight, bias, alpha, *args), backend)
+    return _run(3, (input, weight, bias, alpha), args, backend)
 
 
 @_public
@@ -143,15 +144,24 @@ def compact_linear(
     Shapes:
         input [..., in_features]; weight [out_features, in_features]; bias [out_features]; output [..., out_features].
     """
-    return _run(resolve(0, input, weight, bias, alpha, (), (), (), 1, delta, activation), backend)
+    return _run(0, (input, weight, bias, alpha), ((), (), (), 1, delta, activation), backend)
 
 
-def _run(call: Call, backend: str | None) -> Tensor:
-    input, weight, bias, alpha, spec, _ = call
+def _run(rank: int, operands: tuple[Any, ...], settings: tuple[Any, ...], backend: str | None) -> Tensor:
+    signature = known.signature(rank, operands, settings, backend)
+    found = known.find(signature)
+    if found is not None:
+        return autograd.compact_conv(*operands, found, found.backend)  # type: ignore[call-arg]
+    call = resolve(rank, *operands, *settings)
+    input, weight, bias, alpha, spec, leading = call
     wrapped = any(map(_wraps, (input, weight, bias, alpha)))
     name = backends.select(backend, input.device.type, input.dtype, spec.rank, _transformed(), wrapped)
     if name == "reference":
         return reference.run(call)
+    input, spec = autograd.seen_by(name, input, weight, spec)
+    as_given = leading is None and all(map(operator.is_, (input, weight, bias, alpha), operands))
+    if signature is not None and as_given:
+        known.keep(signature, spec, name)
     return call.restore(autograd.compact_conv(input, weight, bias, alpha, spec, name))
 
 

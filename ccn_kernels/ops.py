@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from . import backends, reference
+from .known import PLAIN, KnownSpec
 from .spec import ConvSpec, memory_format, norm_dtype, output_size, seen_pixels
 
 _SPEC = "int[]? stride, int[]? padding, int[]? dilation, int groups, float delta, bool relu"  # linear layers have none
 
 DIRECT = ("cpu", "triton")
-PLAIN = (Tensor, torch.nn.Parameter)
 
 _library = torch.library.Library("ccn", "DEF")
 _library.define(
@@ -55,7 +55,7 @@ def compact_conv(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output [N, O, *out], quotient u / d (the same shape, or empty unless asked for), norm [N, groups, *out]."""
-    if _directly(backend, input, weight, bias, alpha):
+    if (isinstance(spec, KnownSpec) and backend in DIRECT) or _directly(backend, input, weight, bias, alpha):
         return backends.get(backend).forward(input, weight, bias, alpha, spec, save_quotient)
     return torch.ops.ccn.compact_conv(input, weight, bias, alpha, *spec, save_quotient, backend)
 

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import torch
 
+from ..spec import ENVIRONMENT
 from . import cpu, cuda, reference, triton
 
 logger = logging.getLogger("ccn_kernels")
 
 PREFERENCE = (triton, cuda, cpu, reference)  # fastest first
 NAMES = tuple(backend.NAME for backend in reversed(PREFERENCE))
-ENVIRONMENT = "CCN_BACKEND"
 
 
 class Request(NamedTuple):

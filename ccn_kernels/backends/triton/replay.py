@@ -8,13 +8,14 @@ than the kernels.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ...known import KnownSpec
 from ...spec import ConvSpec, fp32_precision
 from . import native
 from .backward_pass import Backward
@@ -101,7 +102,8 @@ def over(descriptor: TensorDescriptor, base: Tensor | None) -> TensorDescriptor:
     return other
 
 
-_recipes: dict[tuple, Recipe | None] = {}
+Recipes = dict[Hashable, Recipe | None]
+_recipes: Recipes = {}
 
 
 def forward(
@@ -109,13 +111,18 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The forward pass of input, weight, bias and alpha."""
     input, weight, bias, alpha = operands
-    key = _key(operands, input, spec, save_quotient, device)
-    recipe = _recipes.get(key)
+    recipes: Recipes = _recipes
+    key: Hashable
+    if isinstance(spec, KnownSpec):
+        recipes, key = spec.recipes, (save_quotient, _precision(input, spec))
+    else:
+        key = _key(operands, input, spec, save_quotient, device)
+    recipe = recipes.get(key)
     if recipe is not None:
         return recipe.replay(operands)  # type: ignore[return-value]
     problem = Problem(input, weight, spec, device)
     results = Forward(problem, bias, alpha, save_quotient).run()
-    _keep(key, operands, results, problem)
+    _keep(recipes, key, operands, results, problem)
     return results
 
 
@@ -131,7 +138,7 @@ def backward(
         return recipe.replay(operands)
     problem = Problem(input, weight, spec, device)
     results = Backward(problem, grad, bias, alpha, output, quotient, norm, mask).run()  # type: ignore[arg-type]
-    _keep(key, operands, results, problem)
+    _keep(_recipes, key, operands, results, problem)
     return results
 
 
@@ -139,15 +146,19 @@ def _key(operands: Operands, input: Tensor, spec: ConvSpec, wanted: Any, device:
     """What decides about a pass; a forward and a backward pass differ in their number of operands."""
     return (
         *(None if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in operands),
-        input.device, spec, wanted, device, input.dtype == torch.float32 and fp32_precision(spec),
+        input.device, spec, wanted, device, _precision(input, spec),
     )  # fmt: skip
 
 
-def _keep(key: tuple, operands: Operands, results: Sequence[Tensor], problem: Problem) -> None:
-    if key not in _recipes:
-        if len(_recipes) >= MOST:
-            _recipes.clear()
-        _recipes[key] = _record(operands, results, problem)
+def _precision(input: Tensor, spec: ConvSpec) -> str | None:
+    return fp32_precision(spec) if input.dtype == torch.float32 else None
+
+
+def _keep(recipes: Recipes, key: Hashable, operands: Operands, results: Sequence[Tensor], problem: Problem) -> None:
+    if key not in recipes:
+        if len(recipes) >= MOST:
+            recipes.clear()
+        recipes[key] = _record(operands, results, problem)
 
 
 def _record(operands: Operands, results: Sequence[Tensor], problem: Problem) -> Recipe | None:
