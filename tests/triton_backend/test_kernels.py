@@ -216,6 +216,23 @@ def test_pointers_otherwise_configured(channels, squares, splits, formats):
     check(problem, forward=forward)
 
 
+@pytest.mark.parametrize("formats", BOTH, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("depth", [16, 32, 64])
+@pytest.mark.parametrize("shape", ["one-channel", "4x3", "everything", "65-outputs"])
+def test_short_sums(shape, depth, formats):
+    """Column by column: in one step, and in several."""
+    problem = make(torch.float16, **{**POINTERS[shape], "formats": formats})
+    found = check(problem, forward=small("gather", 32, 16, depth, squares="loop"), wgrad=small("gather", 32, 16, depth))
+    assert found.launched("forward_gather")[0].arguments["UNROLLED"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_short_sums_of_volumes_and_of_weights_with_gaps(dtype):
+    problem = make(dtype, rank=3, channels=(2, 5), size=(3, 4, 5), kernel=(2, 3, 1), padding=(1, 1, 0))
+    problem.weight = torch.randn(5, 2, 2, 3, 2).to(dtype)[..., :1]
+    check(problem, forward=small("gather", squares="loop"), wgrad=small("gather"))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", DEPTHWISE)
 def test_depthwise(shape, dtype):
@@ -435,6 +452,7 @@ def test_offsets_of_64_bits(kernel, monkeypatch):
         found = check(make(dtype, channels=(6, 12), groups=6, padding=1), forward=small(kernel))
     else:
         tile = HYBRID if kernel == "hybrid" else small(kernel)
-        found = check(boxable(dtype, channels=(16, 24), padding=1), forward=tile, dgrad=tile, wgrad=tile)
+        channels = (3, 8) if kernel == "gather" else (16, 24)
+        found = check(boxable(dtype, channels=channels, padding=1), forward=tile, dgrad=tile, wgrad=tile)
     wide = [call.arguments["INDEX"] for call in found.launches if "INDEX" in call.arguments]
     assert set(wide) == {tl.int64}

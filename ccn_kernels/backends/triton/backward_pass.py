@@ -295,10 +295,12 @@ class Backward:
         programs = tiles_o * tiles_k * geometry.groups
         splits = problem.splits(tile, programs, ceil(problem.places / tile.places))
         partial = self._shares(splits)
+        x_image, x_channel, x_pixel = problem.x.strides
         arguments = {
-            "e": e.tensor, "x": problem.x.tensor, "partial": partial, **e.named("e"), **problem.x.named("x"),
+            "e": e.tensor, "x": problem.x.tensor, "partial": partial, "x_image": x_image, "x_channel": x_channel,
             "tiles_o": tiles_o, "tiles_k": tiles_k, "splits": splits, "TILE": tile.places, "BLOCK_O": tile.outputs,
-            "BLOCK_K": tile.depth, "PRECISION": problem.precision,
+            "BLOCK_K": tile.depth, "X_PIXEL": x_pixel, "E_INNERMOST": e.strides.channel == 1,
+            "PRECISION": problem.precision,
             **problem.geometry_arguments("batch", "in_extent", "extent", "IN_CHANNELS", "OUT_CHANNELS", "GROUPS",
                                          *CONSTANTS, "INDEX"),
         }  # fmt: skip

@@ -22,6 +22,8 @@ BOXED_SQUARES = ("images", "rows", "plane")  # of descriptors
 LEAST = 16  # of each size of a product
 SHARED_LIMITS = {80: 166912, 90: 232448, 100: 232448, 103: 232448}  # bytes a block, by capability
 LEAST_SHARED = 101376  # where the above says nothing
+NEIGHBOURS = 8  # channels that a gather loads at once, where their number and layout allow it
+LEAST_STEPS = 4  # of a share of a sum: fewer would not cover the cost of adding it up
 TENSOR_CORES = 80  # the first capability whose tensor cores Triton uses
 _BATCHES = (1, 4, 16, 64, 128, 256)
 
@@ -176,7 +178,8 @@ def _depthwise_reason(tile: Tile, request: Request, device: Device) -> str | Non
 def _gather_reason(tile: Tile, request: Request, device: Device) -> str | None:
     if tile.squares not in ("loop", "plane"):
         return "it finds squares in the loop or in a plane"
-    if request.kind == "forward" and tile.squares == "loop" and _loses_boxes(device) and _steps(tile, request) > 1:
+    loop = _steps(tile, request.geometry) > 1 and not is_unrolled(tile, request.geometry)
+    if request.kind == "forward" and tile.squares == "loop" and loop and _loses_boxes(device):
         return "registers must not read what asynchronous products read: it finds squares in a plane"
     return None
 
@@ -186,9 +189,14 @@ def _loses_boxes(device: Device) -> bool:
     return device.capability >= 90 and not device.is_interpreter
 
 
-def _steps(tile: Tile, request: Request) -> int:
-    """Of a gather's loop."""
-    return math.ceil(request.geometry.in_channels * request.geometry.taps / tile.depth)
+def _steps(tile: Tile, geometry: Geometry) -> int:
+    """Of a gather's sum."""
+    return math.ceil(geometry.in_channels * geometry.taps / tile.depth)
+
+
+def is_unrolled(tile: Tile, geometry: Geometry) -> bool:
+    """Whether a forward gather has no loop: no neighbours to load at once, and too few steps to be shared out."""
+    return geometry.in_channels % NEIGHBOURS != 0 and _steps(tile, geometry) < 2 * LEAST_STEPS
 
 
 def _descriptor_reason(tile: Tile, request: Request, device: Device) -> str | None:
@@ -297,7 +305,12 @@ def _is_linear(tile: Tile, geometry: Geometry) -> bool:
 
 
 def _gather_of_wgrad(request: Request) -> Tile:
-    return Tile("gather", 64, min(64, _width(request.geometry.out_channels)), 32, warps=4, stages=3, splits=0)
+    outputs = min(64, _width(request.geometry.out_channels))
+    depth = _width(request.geometry.in_channels * request.geometry.taps)
+    most, stages = (32, 2) if request.dtype == "float32" else (64, 3)
+    if depth > most or request.geometry.in_channels % NEIGHBOURS == 0:
+        return Tile("gather", 64, outputs, 32, warps=4, stages=3, splits=0)
+    return Tile("gather", 128, outputs, depth, warps=4, stages=stages, splits=0)  # a place a thread, whole patches
 
 
 _HEURISTICS = {"forward": _forward, "dgrad": _dgrad, "wgrad": _wgrad}
@@ -415,6 +428,8 @@ def _gather(request: Request, device: Device) -> Tile:
     if device.capability < TENSOR_CORES:
         sizes = (32, 32, 16)
     tile = Tile("gather", *sizes, warps=4, stages=3, squares="loop")
+    if is_unrolled(tile, geometry):
+        tile = dataclasses.replace(tile, places=32 * tile.warps)  # one a thread, whose whole patch it gathers
     if _gather_reason(tile, request, device):
         tile = dataclasses.replace(tile, squares="plane")
     blocks = geometry.groups * math.ceil(geometry.out_channels / tile.outputs)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import convolution, epilogue
 from . import fprop as kernels
-from .config import Tile
+from .config import Tile, is_unrolled
 from .launch import (
     CONSTANTS,
     PLACES,
@@ -21,6 +21,7 @@ from .launch import (
     boxed,
     image_descriptor,
     operand,
+    packed_weight,
     pass_tile,
     tiles_of,
     weight_descriptor,
@@ -50,7 +51,7 @@ class Forward:
     def _results(self) -> dict[str, Any]:
         return {
             "y": self.y.tensor, "quotient": self.quotient, "norm": self.norm, "bias": self.bias, "alpha": self.alpha,
-            "delta": self.problem.spec.delta, **self.y.named("y"), "RELU": self.problem.spec.relu,
+            "delta": self.problem.spec.delta, "RELU": self.problem.spec.relu,
         }  # fmt: skip
 
     def _descriptor(self, tile: Tile) -> None:
@@ -64,24 +65,28 @@ class Forward:
         arguments = {
             "x": image_descriptor(x, geometry.in_extent, geometry.stride, box, tile.depth),
             "w": weight_descriptor(w, geometry.taps, (tile.outputs, tile.depth)),
-            "tiles_h": tiles[1], "tiles_w": tiles[2], "BOX": box, "OVERLAPPED": overlapped,
+            **self.y.named("y"), "tiles_h": tiles[1], "tiles_w": tiles[2], "tiles_o": blocks, "BOX": box,
+            "OVERLAPPED": overlapped,
         }  # fmt: skip
-        self._product(kernels.forward_descriptor, tile, arguments, programs, blocks,
+        self._product(kernels.forward_descriptor, tile, arguments, programs,
                       geometry.taps * ceil(geometry.in_channels / tile.depth), overlapped)  # fmt: skip
 
     def _gather(self, tile: Tile) -> None:
         problem, geometry = self.problem, self.geometry
         blocks = ceil(geometry.out_channels / tile.outputs)
         programs = ceil(problem.places / tile.places) * geometry.groups * blocks
+        x_image, x_channel, x_pixel = problem.x.strides
+        w, order = packed_weight(problem.w)
         arguments = {
-            "x": problem.x.tensor, "w": problem.w.tensor, **problem.x.named("x"),
-            **problem.w.named("w", WEIGHT_AXES), "TILE": tile.places,
+            "x": problem.x.tensor, "w": w.tensor, "x_image": x_image, "x_channel": x_channel,
+            **w.named("w", WEIGHT_AXES), "TILE": tile.places, "X_PIXEL": x_pixel, "W_ORDER": order,
+            "Y_INNERMOST": self.y.strides.channel == 1, "UNROLLED": is_unrolled(tile, geometry),
         }  # fmt: skip
-        self._product(kernels.forward_gather, tile, arguments, programs, blocks,
+        self._product(kernels.forward_gather, tile, arguments, programs,
                       ceil(geometry.taps * geometry.in_channels / tile.depth))  # fmt: skip
 
     def _product(
-        self, kernel: Any, tile: Tile, own: dict[str, Any], programs: int, blocks: int, steps: int,
+        self, kernel: Any, tile: Tile, own: dict[str, Any], programs: int, steps: int,
         overlapped: bool = False,
     ) -> None:  # fmt: skip
         """The convolution's kernel and, where its sum is split, the epilogue over the shares."""
@@ -93,7 +98,7 @@ class Forward:
             partial_squares = problem.empty(splits, geometry.groups * problem.places)
         arguments = {
             **own, **self._results(), "partial_u": partial_u, "partial_squares": partial_squares,
-            "plane": sum_of_squares(problem, overlapped) if tile.squares == "plane" else None, "tiles_o": blocks,
+            "plane": sum_of_squares(problem, overlapped) if tile.squares == "plane" else None,
             "splits": splits, "BLOCK_O": tile.outputs, "BLOCK_K": tile.depth, "SQUARES": tile.squares,
             "PRECISION": problem.precision,
             **problem.geometry_arguments("batch", "in_extent", "extent", "IN_CHANNELS", "OUT_CHANNELS", "GROUPS",
@@ -113,7 +118,8 @@ class Forward:
         blocks = ceil(geometry.groups * geometry.out_channels / tile.outputs)
         strides = problem.w.named("w", WEIGHT_AXES)
         arguments = {
-            "x": problem.x.tensor, "w": problem.w.tensor, **self._results(), **problem.x.named("x"),
+            "x": problem.x.tensor, "w": problem.w.tensor, **self._results(), **self.y.named("y"),
+            **problem.x.named("x"),
             "w_output": strides["w_output"], "w_tap": strides["w_tap"], "tiles_o": blocks, "TILE": tile.places,
             "BLOCK_O": tile.outputs,
             **problem.geometry_arguments("batch", "in_extent", "extent", "OUT_CHANNELS", "GROUPS", *CONSTANTS, "INDEX"),
@@ -136,8 +142,8 @@ class Forward:
         block = width(geometry.out_channels)
         blocks = ceil(geometry.out_channels / block)
         arguments = {
-            "u": u, "squares": squares, **self._results(), **strides, "tiles_o": blocks, "splits": splits,
-            "TILE": PLACES, "BLOCK_O": block, "PLANE": plane,
+            "u": u, "squares": squares, **self._results(), **self.y.named("y"), **strides, "tiles_o": blocks,
+            "splits": splits, "TILE": PLACES, "BLOCK_O": block, "PLANE": plane,
             **problem.geometry_arguments("batch", "in_extent", "extent", "OUT_CHANNELS", "GROUPS", *CONSTANTS, "INDEX"),
         }  # fmt: skip
         grid = (ceil(problem.places / PLACES) * geometry.groups * blocks,)

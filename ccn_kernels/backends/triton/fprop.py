@@ -10,11 +10,15 @@ from triton.language.extra.cuda import gdc_wait
 
 from .indexing import (
     coordinates,
+    coordinates_of_tile,
+    dense_places,
     once,
+    patch_matrix,
     patch_squares,
     place_of_tile,
     reciprocal_divisor,
     source_pixel,
+    window_source,
     window_start,
     write_output,
 )
@@ -157,34 +161,32 @@ def write_quarters(u, inverse, y, quotient, bias, alpha, position, batch, extent
 
 
 @triton.jit
-def write_tile(u, squares, y, quotient, norm, partial_u, partial_squares, bias, alpha, delta, image, pixel, batch,
-               pixels, y_image, y_channel, y_pixel, channel, in_channels, valid, split, group, block,
-               OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr, RELU: tl.constexpr,
-               SHARED: tl.constexpr):  # fmt: skip
+def write_tile(u, squares, y, quotient, norm, partial_u, partial_squares, bias, alpha, delta, place, where, norm_where,
+               places, y_channel, channel, in_channels, valid, split, block, OUT_CHANNELS: tl.constexpr,
+               GROUPS: tl.constexpr, RELU: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
     """The finished tile; or, where K is split, this split's share of it in fp32.
 
-    u [channels, places]. Shares: partial_u [splits, N * pixels, O], partial_squares [splits, N, groups, pixels].
+    u [channels, places]. ``place``: within the whole batch; ``where``: in y; ``norm_where``: in norm.
+    Shares: partial_u [splits, N * pixels, O], partial_squares [splits, N, groups, pixels].
     SHARED: each split has squared its own steps alone.
     """
     u = tl.trans(u)
-    place = (image * GROUPS + group) * pixels + pixel
     if partial_u is None:
         r = tl.sqrt_rn(squares)
         inverse = once(reciprocal_divisor(r, delta))
-        where = image * y_image + pixel * y_pixel
         if block == 0:
-            tl.store(norm + place, r, mask=valid)
+            tl.store(norm + norm_where, r, mask=valid)
         write_output(u, inverse[:, None], y, quotient, bias, alpha, where, y_channel, channel, valid, in_channels,
                      RELU)  # fmt: skip
     else:
-        row = tl.cast(split, tl.int64) * batch * pixels + image * pixels + pixel
+        share = tl.cast(split, tl.int64) * places
         mask = valid[:, None] & in_channels[None, :]
-        tl.store(partial_u + row[:, None] * (OUT_CHANNELS * GROUPS) + channel[None, :], u, mask=mask)
-        share = tl.cast(split, tl.int64) * batch * pixels * GROUPS
+        row = (share + place)[:, None] * (OUT_CHANNELS * GROUPS)
+        tl.store(partial_u + row + channel[None, :], u, mask=mask)
         if not SHARED:
             squares = tl.where(split == 0, squares, 0.0)
         if block == 0:
-            tl.store(partial_squares + share + place, squares, mask=valid)
+            tl.store(partial_squares + share * GROUPS + norm_where, squares, mask=valid)
 
 
 @triton.jit(do_not_specialize=["batch", "splits", "tiles_o", "tiles_h", "tiles_w"])
@@ -249,46 +251,52 @@ def forward_descriptor(
         write_quarters(u1, inverse1, y, quotient, bias, alpha, position, batch, extent, y_image, y_channel, y_pixel,
                        channel, in_channels, 1, BOX, RELU, INDEX)  # fmt: skip
     else:
-        write_tile(u, squares, y, quotient, norm, partial_u, partial_squares, bias, alpha, delta, image, pixel, batch,
-                   pixels, y_image, y_channel, y_pixel, channel, in_channels, valid, split, group, block_o,
-                   OUT_CHANNELS, GROUPS, RELU, False)  # fmt: skip
+        where = image * y_image + pixel * y_pixel
+        norm_where = (image * GROUPS + group) * pixels + pixel
+        write_tile(u, squares, y, quotient, norm, partial_u, partial_squares, bias, alpha, delta,
+                   image * pixels + pixel, where, norm_where, tl.cast(batch, tl.int64) * pixels, y_channel, channel,
+                   in_channels, valid, split, block_o, OUT_CHANNELS, GROUPS, RELU, False)  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["batch", "splits", "tiles_o"])
-def forward_gather(
-    x, w, y, quotient, norm, partial_u, partial_squares, plane, bias, alpha, delta,
-    batch, in_extent, extent, x_image, x_channel, x_pixel, w_output, w_channel, w_tap, y_image, y_channel, y_pixel,
-    tiles_o, splits,
-    IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
-    RELU: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-):  # fmt: skip
-    """x, w, y by their strides; K runs over taps, then channels. SQUARES: "loop" or "plane"."""
-    tile, split = tl.program_id(0), tl.program_id(1)
-    block_o = tile % tiles_o
-    group = tile // tiles_o % GROUPS
-    pixels = extent[0] * extent[1] * extent[2]
-    image, pixel, valid = place_of_tile(tile // (tiles_o * GROUPS), batch, pixels, TILE, INDEX)
-    at = coordinates(pixel, extent)
-    start = window_start(at, STRIDE, PADDING)
-    channel, in_channels = output_channels(group, block_o, OUT_CHANNELS, BLOCK_O, INDEX)
-
+@triton.jit
+def gather_columns(x, w, start, valid, in_extent, x_channel, channel, in_channels, X_PIXEL: tl.constexpr,
+                   CHANNEL_MAJOR: tl.constexpr, IN_CHANNELS: tl.constexpr, KERNEL: tl.constexpr,
+                   PADDING: tl.constexpr, DILATION: tl.constexpr, TILE: tl.constexpr, BLOCK_O: tl.constexpr,
+                   BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr):  # fmt: skip
+    """All of a short sum, unrolled: u and squares. x: where the group's channels start in the images; w: packed."""
+    TOTAL: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2] * IN_CHANNELS
     u = tl.zeros((BLOCK_O, TILE), tl.float32)
-    partial = tl.zeros((TILE, BLOCK_K), tl.float32)
-    source = x + image * x_image + (group * IN_CHANNELS).to(INDEX) * x_channel
-    weight = w + channel * w_output
+    squares = tl.zeros((TILE,), tl.float32)
+    source = window_source(x, start, in_extent, X_PIXEL)
+    for first in tl.static_range(0, TOTAL, BLOCK_K):
+        values, more = patch_matrix(source, start, valid, in_extent, x_channel, X_PIXEL, first, BLOCK_K, IN_CHANNELS,
+                                    KERNEL, PADDING, DILATION, CHANNEL_MAJOR, INDEX)  # fmt: skip
+        k = first + tl.arange(0, BLOCK_K)
+        weights = tl.load(w + (channel * TOTAL)[:, None] + k[None, :],
+                          mask=in_channels[:, None] & (k < TOTAL)[None, :], other=0.0)  # fmt: skip
+        u = multiply(u, values, weights, PRECISION)
+        squares += more
+    return u, squares
+
+
+@triton.jit
+def gather_steps(x, w, start, valid, in_extent, x_channel, w_output, w_channel, w_tap, channel, in_channels, first,
+                 count, SQUARES: tl.constexpr, X_PIXEL: tl.constexpr, IN_CHANNELS: tl.constexpr, KERNEL: tl.constexpr,
+                 PADDING: tl.constexpr, DILATION: tl.constexpr, TILE: tl.constexpr, BLOCK_O: tl.constexpr,
+                 BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr):  # fmt: skip
+    """Some steps of a sum: u and, if they are summed in this loop, squares. x as above."""
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     ALIGNED: tl.constexpr = IN_CHANNELS % BLOCK_K == 0  # a block of K lies within one tap
-    STEPS: tl.constexpr = (TAPS * IN_CHANNELS + BLOCK_K - 1) // BLOCK_K
-    first, count = share_of(STEPS, split, splits, partial_u is None)
+    u = tl.zeros((BLOCK_O, TILE), tl.float32)
+    partial = tl.zeros((TILE, BLOCK_K), tl.float32)
+    weight = w + channel * w_output
     for index in range(count):
         step = first + index
         if ALIGNED:
             tap = step // (IN_CHANNELS // BLOCK_K)
             k = step % (IN_CHANNELS // BLOCK_K) * BLOCK_K + tl.arange(0, BLOCK_K)
             in_pixel, inside = source_pixel(start, tap, in_extent, KERNEL, PADDING, DILATION)
-            x_offset = (in_pixel * x_pixel)[:, None] + (k.to(INDEX) * x_channel)[None, :]
+            x_offset = (in_pixel * X_PIXEL)[:, None] + (k.to(INDEX) * x_channel)[None, :]
             x_mask = (inside & valid)[:, None]
             w_offset = k * w_channel + tap * w_tap
             w_mask = in_channels[:, None]
@@ -297,26 +305,64 @@ def forward_gather(
             tap, k = flat // IN_CHANNELS, flat % IN_CHANNELS
             column = (start[0][:, None], start[1][:, None], start[2][:, None])
             in_pixel, inside = source_pixel(column, tap[None, :], in_extent, KERNEL, PADDING, DILATION)
-            x_offset = in_pixel * x_pixel + (k.to(INDEX) * x_channel)[None, :]
+            x_offset = in_pixel * X_PIXEL + (k.to(INDEX) * x_channel)[None, :]
             x_mask = inside & valid[:, None] & (tap < TAPS)[None, :]
             w_offset = k * w_channel + tap * w_tap
             w_mask = in_channels[:, None] & (tap < TAPS)[None, :]
-        values = tl.load(source[:, None] + x_offset, mask=x_mask, other=0.0)
+        values = tl.load(x[:, None] + x_offset, mask=x_mask, other=0.0)
         weights = tl.load(weight[:, None] + w_offset[None, :], mask=w_mask, other=0.0)
         u = multiply(u, values, weights, PRECISION)
         if SQUARES == "loop":
             wide = values.to(tl.float32)
             partial += wide * wide
+    return u, tl.sum(partial, 1)
+
+
+@triton.jit(do_not_specialize=["batch", "splits"])
+def forward_gather(
+    x, w, y, quotient, norm, partial_u, partial_squares, plane, bias, alpha, delta,
+    batch, in_extent, extent, x_image, x_channel, w_output, w_channel, w_tap, splits,
+    IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
+    X_PIXEL: tl.constexpr, W_ORDER: tl.constexpr, Y_INNERMOST: tl.constexpr, UNROLLED: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """x, w by their strides; y has no gaps. SQUARES: "loop" or "plane".
+
+    W_ORDER: whether "taps" or "channels" are outermost in an output's weights, which have no gaps.
+    Y_INNERMOST: whether y's channels lie side by side. UNROLLED: a short sum that is not split.
+    """
+    TILES_O: tl.constexpr = (OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O
+    STEPS: tl.constexpr = (KERNEL[0] * KERNEL[1] * KERNEL[2] * IN_CHANNELS + BLOCK_K - 1) // BLOCK_K
+    tile, split = tl.program_id(0), tl.program_id(1)
+    block_o = tile % TILES_O
+    group = tile // TILES_O % GROUPS
+    place, image, at, valid = coordinates_of_tile(tile // (TILES_O * GROUPS), batch, extent, TILE, INDEX)
+    start = window_start(at, STRIDE, PADDING)
+    channel, in_channels = output_channels(group, block_o, OUT_CHANNELS, BLOCK_O, INDEX)
+    source = x + image * x_image + (group * IN_CHANNELS).to(INDEX) * x_channel
+    if UNROLLED:
+        u, squares = gather_columns(source, w, start, valid, in_extent, x_channel, channel, in_channels, X_PIXEL,
+                                    W_ORDER == "channels", IN_CHANNELS, KERNEL, PADDING, DILATION, TILE, BLOCK_O,
+                                    BLOCK_K, PRECISION, INDEX)  # fmt: skip
+    else:
+        first, count = share_of(STEPS, split, splits, partial_u is None)
+        u, squares = gather_steps(source, w, start, valid, in_extent, x_channel, w_output, w_channel, w_tap, channel,
+                                  in_channels, first, count, SQUARES, X_PIXEL, IN_CHANNELS, KERNEL, PADDING, DILATION,
+                                  TILE, BLOCK_O, BLOCK_K, PRECISION, INDEX)  # fmt: skip
 
     if SQUARES == "plane":
         in_pixels = in_extent[0] * in_extent[1] * in_extent[2]
         squares = patch_squares(plane + (image * GROUPS + group) * in_pixels, at, in_extent, valid, KERNEL, STRIDE,
                                 PADDING, DILATION)  # fmt: skip
-    else:
-        squares = tl.sum(partial, 1)
-    write_tile(u, squares, y, quotient, norm, partial_u, partial_squares, bias, alpha, delta, image, pixel, batch,
-               pixels, y_image, y_channel, y_pixel, channel, in_channels, valid, split, group, block_o,
-               OUT_CHANNELS, GROUPS, RELU, SQUARES == "loop")  # fmt: skip
+    pixels = extent[0] * extent[1] * extent[2]
+    where = dense_places(place, pixels, OUT_CHANNELS * GROUPS, Y_INNERMOST)
+    y_channel = 1 if Y_INNERMOST else pixels
+    norm_where = place + (image * (GROUPS - 1) + group) * pixels
+    write_tile(u, squares, y, quotient, norm, partial_u, partial_squares, bias, alpha, delta, place, where, norm_where,
+               tl.cast(batch, tl.int64) * pixels, y_channel, channel, in_channels, valid, split, block_o, OUT_CHANNELS,
+               GROUPS, RELU, SQUARES == "loop")  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["batch", "tiles_o"])

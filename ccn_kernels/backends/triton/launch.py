@@ -13,7 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...spec import ConvSpec, fp32_precision, memory_format, output_size
 from . import config
-from .config import Device, Tile
+from .config import LEAST_STEPS, Device, Tile
 from .geometry import Axes, Strides, box_of, geometry_of, is_boxable, next_power_of_two, strides_of
 
 CONSTANTS = ("KERNEL", "STRIDE", "PADDING", "DILATION")
@@ -21,7 +21,6 @@ WEIGHT_AXES = ("output", "channel", "tap")
 PLACES, CHANNELS = 32, 64  # tiles of the passes that no product bounds
 TILE_BYTES, MOST_PLACES, WIDEST = 4096, 128, 1024  # of such a tile, and channels of one pixel that it holds
 LARGEST_INT = 2**31 - 1
-LEAST_STEPS = 4  # of a split: fewer would not cover the cost of adding it up
 
 
 class Launch(NamedTuple):
@@ -128,6 +127,13 @@ def image_descriptor(source: Operand, extent: Axes, stride: Axes, box: Axes, cha
 def place_descriptor(source: Operand, places: int, block: tuple[int, int]) -> TensorDescriptor:
     """[places, C] of a tensor whose images follow each other."""
     return TensorDescriptor(source.tensor, [places, source.tensor.shape[1]], [source.strides.pixel, 1], list(block))
+
+
+def packed_weight(weight: Operand) -> tuple[Operand, str]:
+    """The weight without gaps, and whether its "taps" or its "channels" are outermost."""
+    if weight.tensor.movedim(1, -1).is_contiguous():
+        return weight, "taps"
+    return operand(weight.tensor.contiguous()), "channels"
 
 
 def weight_descriptor(weight: Operand, taps: int, block: tuple[int, int]) -> TensorDescriptor:

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .dgrad import undo_scale
 from .fprop import load_box, share_of, tile_position
-from .indexing import coordinates, place_of_tile, source_pixel, window_start
+from .indexing import coordinates_of_tile, dense_places, patch_matrix, source_pixel, window_source, window_start
 
 
 @triton.jit(do_not_specialize=["tiles", "tiles_h", "tiles_w", "splits"])
@@ -57,13 +57,16 @@ def wgrad_descriptor(
 
 @triton.jit(do_not_specialize=["batch", "splits"])
 def wgrad_gather(
-    e, x, partial, batch, in_extent, extent, e_image, e_channel, e_pixel, x_image, x_channel, x_pixel,
-    tiles_o, tiles_k, splits,
+    e, x, partial, batch, in_extent, extent, x_image, x_channel, tiles_o, tiles_k, splits,
     IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, X_PIXEL: tl.constexpr, E_INNERMOST: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """e, x by their strides; columns run over taps, then the group's input channels."""
+    """x by its strides; e has no gaps. Columns run over taps, then the group's input channels.
+
+    E_INNERMOST: whether e's channels lie side by side.
+    """
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     program, split = tl.program_id(0), tl.program_id(1)
     block_k = program % tiles_k
@@ -75,18 +78,25 @@ def wgrad_gather(
     pixels = extent[0] * extent[1] * extent[2]
     tiles = (batch.to(INDEX) * pixels + TILE - 1) // TILE
     sources = x + (group * IN_CHANNELS + channel).to(INDEX) * x_channel
-    errors = e + (group * OUT_CHANNELS + output).to(INDEX) * e_channel
+    errors = e + (group * OUT_CHANNELS + output).to(INDEX) * (1 if E_INNERMOST else pixels)
 
     gradient = tl.zeros((BLOCK_O, BLOCK_K), tl.float32)
     first, count = share_of(tiles, split, splits, False)
     for index in range(count):
-        image, pixel, valid = place_of_tile(first + index, batch, pixels, TILE, INDEX)
-        at = coordinates(pixel, extent)
-        start = window_start((at[0][:, None], at[1][:, None], at[2][:, None]), STRIDE, PADDING)
-        in_pixel, inside = source_pixel(start, tap[None, :], in_extent, KERNEL, PADDING, DILATION)
-        values = tl.load(sources[None, :] + ((image * x_image)[:, None] + in_pixel * x_pixel),
-                         mask=inside & valid[:, None] & (tap < TAPS)[None, :], other=0.0)  # fmt: skip
-        error = tl.load(errors[None, :] + (image * e_image + pixel * e_pixel)[:, None],
+        place, image, at, valid = coordinates_of_tile(first + index, batch, extent, TILE, INDEX)
+        start = window_start(at, STRIDE, PADDING)
+        if TAPS * IN_CHANNELS <= BLOCK_K and IN_CHANNELS % 8 != 0:  # else neighbours are loaded at once
+            source = x + image * x_image + (group * IN_CHANNELS).to(INDEX) * x_channel
+            values, _ = patch_matrix(window_source(source, start, in_extent, X_PIXEL), start, valid, in_extent,
+                                     x_channel, X_PIXEL, 0, BLOCK_K, IN_CHANNELS, KERNEL, PADDING, DILATION, False,
+                                     INDEX)  # fmt: skip
+        else:
+            windows = (start[0][:, None], start[1][:, None], start[2][:, None])
+            in_pixel, inside = source_pixel(windows, tap[None, :], in_extent, KERNEL, PADDING, DILATION)
+            values = tl.load(sources[None, :] + ((image * x_image)[:, None] + in_pixel * X_PIXEL),
+                             mask=inside & valid[:, None] & (tap < TAPS)[None, :], other=0.0)  # fmt: skip
+        where = dense_places(place, pixels, OUT_CHANNELS * GROUPS, E_INNERMOST)
+        error = tl.load(errors[None, :] + where[:, None],
                         mask=valid[:, None] & (output < OUT_CHANNELS)[None, :], other=0.0)  # fmt: skip
         gradient = tl.dot(tl.trans(error), values, gradient, input_precision=PRECISION)
 
