@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,9 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox imports GitPytho
 import foolbox
 
 from .deepfool2018 import ClippedDeepFool
+from .precision import ieee
 
+GPU_BATCHES = 4  # as large as a CPU's
 Outcome = dict[str, Tensor]  # each [N, ...]
 
 
@@ -35,6 +37,9 @@ class Attack(Protocol):
     def batch_size(self) -> int: ...
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome: ...
+
+
+SomeAttack = TypeVar("SomeAttack", bound=Attack)
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,13 @@ def by_name(name: str, epsilons: tuple[float, ...] = (), cw_steps: int = 1000) -
     return made[name]()
 
 
+def sized_for(device: torch.device | str, attack: SomeAttack) -> SomeAttack:
+    """The attack, in batches that keep the device busy."""
+    if torch.device(device).type == "cpu":
+        return attack
+    return replace(attack, batch_size=GPU_BATCHES * attack.batch_size)  # type: ignore[type-var]
+
+
 def adversarial_images(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
     """FGSM's images [N, C, H, W] at one epsilon."""
     with exact(model):
@@ -180,17 +192,14 @@ def gradient_is_zero(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor
 
 @contextmanager
 def exact(*models: nn.Module) -> Iterator[None]:
-    """Gradients of images alone, and IEEE arithmetic: TF32 would move borders that attacks stop right behind."""
+    """Gradients of images alone, and IEEE arithmetic: attacks stop right behind a border."""
     weights = [weight for model in models for weight in model.parameters() if weight.requires_grad]
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
     for weight in weights:
         weight.requires_grad_(False)
     try:
-        yield
+        with ieee():
+            yield
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
         for weight in weights:
             weight.requires_grad_()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models import VARIANTS
-from .config import SCHEDULES, TrainConfig
+from .config import METHODS, SCHEDULES, TrainConfig
 
 EXTRA = "this needs the extra, `pip install 'ccn-kernels[robustness]'`"
 SIZED = ("fgsm", "pgd")  # attacks of a given size; the others look for the smallest
@@ -67,6 +67,8 @@ def add_parsers(commands: Any) -> None:
         if name == "table":
             parser.add_argument("--datasets", nargs="+", choices=tuple(PAPER_S), default=tuple(PAPER_S),
                                 help="default: all")  # fmt: skip
+            parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS),
+                                help="the networks that are measured; default: all")  # fmt: skip
             parser.add_argument("--images", type=Path, metavar="DIR", help="table 5's tree: train/CLASS/*, val/CLASS/*")
             _add_tree(parser)
         _add_schedule(parser, but=("adversarial_epsilon",))
@@ -172,9 +174,10 @@ def _train(args: argparse.Namespace) -> None:
 
 def _attack(args: argparse.Namespace) -> None:
     from . import evaluation, runs
+    from .attacks import sized_for
 
     device = _device(args)
-    attack = _made(args, device)
+    attack = sized_for(device, _made(args, device))
     run = runs.load(args.network, device)
     try:
         name, image_size = run.record["data"]["name"], run.record["data"]["shape"][1]
@@ -241,12 +244,12 @@ def _table(args: argparse.Namespace) -> None:
         if args.images is None and args.scale != "smoke" and "ilsvrc_val" in datasets:
             datasets.remove("ilsvrc_val")
             print("table 5 is left out: it needs a tree of images (--images DIR)", flush=True)
-        numbers = tuple(number for number in numbers if paper.datasets(number) & set(datasets))
+        numbers = tuple(number for number in numbers if tables.chosen(number, datasets, args.methods))
     for dataset in datasets:  # what is missing is said before anything is trained
         if any(dataset in paper.datasets(number) for number in numbers):
             lab.data(dataset)
     for number in numbers:
-        print(tables.run(number, lab, datasets, out), end="\n\n")
+        print(tables.run(number, lab, datasets, out, args.methods), end="\n\n")
         print(f"wrote {out / f'table{number}'}.md, .csv, .json, .png\n", flush=True)
 
 

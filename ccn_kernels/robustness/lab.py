@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..files import write
 from . import data, evaluation, substitute, tree
-from .attacks import Attack, Outcome, Transfer, by_name
+from .attacks import Attack, Outcome, Transfer, by_name, sized_for
 from .config import METHODS
 from .data import Dataset
 from .paper import TABLES, Cell, cells
@@ -113,7 +113,7 @@ class Lab:
 
     def outcome(self, cell: Cell, run: Run) -> Outcome:
         """What became of the images that the cell's attack saw."""
-        attack, split = self._attack(cell, run), self.data(cell.dataset).test
+        attack, split = sized_for(self.device, self._attack(cell, run)), self.data(cell.dataset).test
         home, count = self._home(cell.dataset) / "attacks", self.scale.images.get(cell.attack)
         held = substitute.HELD_OUT if cell.attack == "substitute" else 0
         return evaluation.evaluate(run, attack, split, count, home, skip=held, seed=self.seed)

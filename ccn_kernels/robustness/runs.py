@@ -87,7 +87,7 @@ def save(folder: Path, network: Network, model: nn.Module, data: Dataset, record
     write(folder / WEIGHTS, lambda temporary: save_file(state, temporary, header))
     record = json.loads(json.dumps({**record, "weights_sha256": _digest(folder / WEIGHTS)}))  # as it is read again
     write_json(folder / RECORD, record)
-    return Run(network, model.eval(), record)
+    return Run(network, model.to(memory_format=torch.contiguous_format).eval(), record)  # type: ignore[call-overload]
 
 
 def load(path: Path, device: torch.device | str = "cpu", network: Network | None = None) -> Run:

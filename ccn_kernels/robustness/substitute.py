@@ -40,7 +40,7 @@ def train(oracle: nn.Module, images: Tensor, classes: int, *, rounds: int = 6, e
     with tqdm(total=rounds * epochs, desc="substitute", unit="epoch", leave=False) as bar:
         for turn in range(rounds):
             for _ in range(epochs):
-                for chosen in torch.randperm(len(images)).split(BATCH):
+                for chosen in torch.randperm(len(images)).to(images.device).split(BATCH):
                     optimizer.zero_grad()
                     F.cross_entropy(model(images[chosen]), labels[chosen]).backward()
                     optimizer.step()

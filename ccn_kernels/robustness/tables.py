@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..env_report import report
 from ..files import write, write_json
-from . import figures, paper
+from . import config, figures, paper
 from .lab import Lab, Measured
 from .paper import Cell
 
@@ -33,16 +33,26 @@ ZERO = "zero gradients, %"
 STANDS_FOR = {"digits": "scikit-learn's digits", "digits32": "scikit-learn's digits", "folder": "a tree of images"}
 
 
-def run(number: int, lab: Lab, datasets: Sequence[str], out: Path) -> str:
-    """Measures a table and writes it to ``out``; returns its text.
+ALL = tuple(config.METHODS)
+
+
+def chosen(number: int, datasets: Collection[str], methods: Collection[str] = ALL) -> list[Cell]:
+    """A table's cells on some data sets that need no other networks than these methods'."""
+    return [cell for cell in paper.cells(number)
+            if cell.dataset in datasets and {cell.method, cell.source or cell.method} <= {*methods}]  # fmt: skip
+
+
+def run(number: int, lab: Lab, datasets: Sequence[str], out: Path, methods: Sequence[str] = ALL) -> str:
+    """Measures what is chosen of a table and writes it to ``out``; returns its text.
 
     Raises:
-        ValueError: there is no such table, or it has nothing on these data sets.
+        ValueError: there is no such table, or it has nothing on these data sets by these methods.
     """
-    chosen = [cell for cell in paper.cells(number) if cell.dataset in datasets]
-    if not chosen:
-        raise ValueError(f"table {number} has nothing on {', '.join(datasets)}")
-    entries = [Entry(cell, lab.measure(cell)) for cell in tqdm(chosen, desc=f"table {number}", unit="cell")]
+    found = chosen(number, datasets, methods)
+    if not found:
+        by = "" if {*methods} >= {*ALL} else f" by {', '.join(methods)}"
+        raise ValueError(f"table {number} has nothing on {', '.join(datasets)}{by}")
+    entries = [Entry(cell, lab.measure(cell)) for cell in tqdm(found, desc=f"table {number}", unit="cell")]
     text = _text(number, lab, entries)
     stem = out / f"table{number}"
     write(stem.with_suffix(".md"), lambda path: path.write_text(text + "\n"))

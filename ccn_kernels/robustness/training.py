@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ from .. import models
 from ..env_report import report
 from ..files import write
 from ..scales import COMPACT
-from . import runs
+from . import graphed, runs
 from .config import TrainConfig
 from .data import Batches, Dataset, Split, fitting, mixed
+from .precision import ieee
 from .runs import Network, Run
 
 PROGRESS = "progress.pt"  # beside the weights that it will become
 SAVE_SECONDS = 60.0
+SAVE_SHARE = 0.1  # of the time, that saving takes at most: a GPU's epochs may be shorter than a save
 
 
 class DivergedError(RuntimeError):
@@ -79,14 +81,15 @@ def accuracy(model: nn.Module, split: Split, batch_size: int = 500, among: Tenso
     order = torch.arange(len(split)) if among is None else among
     was_training = model.training
     model.eval()
-    hits = seen = 0
-    with torch.no_grad():
+    hits: Tensor | int = 0
+    seen = 0
+    with torch.no_grad(), ieee():
         for images, labels, _ in split.batches(order, fitting(batch_size, split.shape)):
-            hits, seen = hits + int((model(images).argmax(1) == labels).sum()), seen + len(labels)
+            hits, seen = hits + (model(images).argmax(1) == labels).sum(), seen + len(labels)
     model.train(was_training)
     if not seen:
         raise ValueError("none of the images that are to be judged can be decoded")
-    return 100 * hits / seen
+    return 100 * int(hits) / seen
 
 
 def fgsm_images(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
@@ -125,6 +128,26 @@ def _processes(device: torch.device) -> Iterator[tuple[int, int]]:
             distributed.destroy_process_group()
 
 
+class _Saves:
+    """Calls ``save`` after every epoch that was long beside it, and within those that are long."""
+
+    def __init__(self, save: Callable[[], None]) -> None:
+        self._save, self._last, self._cost = save, time.perf_counter(), 0.0
+
+    def in_epoch(self) -> None:
+        self._unless_within(SAVE_SECONDS)
+
+    def after_epoch(self) -> None:
+        self._unless_within(self._cost / SAVE_SHARE)
+
+    def _unless_within(self, seconds: float) -> None:
+        started = time.perf_counter()
+        if started - self._last >= seconds:
+            self._save()
+            self._last = time.perf_counter()
+            self._cost = self._last - started
+
+
 class _Training:
     """A training run between two steps."""
 
@@ -152,6 +175,8 @@ class _Training:
         self.step, self.seconds, self.history = 0, 0.0, []  # type: ignore[var-annotated]
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, hits and images of this epoch
         self.forward = self._compiled()
+        captured = graphed.pays(config, self.device, count)
+        self.whole_batch = graphed.Graphed(self._gradients, self.model.parameters()) if captured else self._gradients
 
     def _kept_images(self) -> Tensor:
         """Indices of the images that are trained on: all but those of the validation."""
@@ -168,23 +193,22 @@ class _Training:
             forward = DistributedDataParallel(forward)
         return forward if self.config.compile is None else torch.compile(forward, mode=self.config.compile)  # type: ignore[return-value]
 
-    def run(self, save: Any) -> None:
-        """To the end; ``save()`` is called now and then, and after every epoch."""
+    def run(self, save: Callable[[], None]) -> None:
+        """To the end; ``save()`` is called now and then."""
         title = f"{self.network.title}{' adv.' if self.config.adversarial_epsilon else ''}"
         with tqdm(total=self.steps, initial=self.step, desc=title, unit="step", disable=self.rank > 0) as bar:
             started = time.perf_counter() - self.seconds
+            saves = _Saves(save)
             while self.step < self.steps:
-                saved = time.perf_counter()
                 for images, labels, _ in self._batches():
                     self._update(images, labels)
                     self.step += 1
                     self._tell(bar)
                     self.seconds = time.perf_counter() - started
-                    if time.perf_counter() - saved > SAVE_SECONDS and self.step % self.epoch_steps:
-                        save()
-                        saved = time.perf_counter()
+                    if self.step % self.epoch_steps:
+                        saves.in_epoch()
                 self._end_epoch()
-                save()
+                saves.after_epoch()
 
     def _batches(self) -> Batches:
         """What is left of this epoch."""
@@ -200,6 +224,13 @@ class _Training:
                 raise ValueError("no image of a batch can be decoded: replace them, or train in one process")
             self.scheduler.step()
             return
+        gradients = self.whole_batch if len(labels) == self.local_batch else self._gradients
+        gradients(images, labels)
+        self.optimizer.step()
+        self.scheduler.step()
+
+    def _gradients(self, images: Tensor, labels: Tensor) -> None:
+        """Of one batch, and what is told of it. On a GPU it may be captured: nothing here waits for the device."""
         if self.config.adversarial_epsilon:
             attacked = fgsm_images(self.model, images, labels, self.config.adversarial_epsilon)
             images, labels = torch.cat([images, attacked]), labels.repeat(2)
@@ -212,10 +243,8 @@ class _Training:
         loss.backward()
         if self.config.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.scheduler.step()
         hits = (logits.argmax(1) == labels).sum()
-        sums = torch.stack([loss.detach() * len(labels), hits, hits.new_tensor(len(labels))]).double()
+        sums = torch.stack([loss.detach() * len(labels), hits, torch.full_like(hits, len(labels))]).double()
         if self.count > 1:
             distributed.all_reduce(sums)
         self.sums += sums

@@ -163,3 +163,10 @@ def test_attacked_networks_have_no_gradients_and_no_tf32_and_are_given_back():
 def test_batches_do_not_change_the_result(bright_or_dark, tmp_path, attack):
     results = {accuracies(bright_or_dark, attack((0.1,), batch_size=size), tmp_path)[0.1] for size in (1, 4, 6)}
     assert len(results) == 1
+
+
+def test_a_gpu_gets_larger_batches_and_a_cpu_what_it_had():
+    attack = FGSM((0.1,))
+    assert attacks.sized_for("cpu", attack) is attack
+    larger = attacks.sized_for("cuda:0", attack)
+    assert (larger.batch_size, larger.epsilons) == (1000, (0.1,))

@@ -103,6 +103,16 @@ def test_a_table_of_one_data_set(tmp_path):
         tables.run(12, Parrot(), ["mnist"], tmp_path)
 
 
+def test_a_table_of_some_methods(tmp_path):
+    text = tables.run(8, Parrot(), ["cifar10"], tmp_path, ["SM", "CCN"])
+    cells = json.loads((tmp_path / "table8.json").read_text())["cells"]
+    assert [(cell["method"], cell["source"]) for cell in cells] == [
+        ("SM", "SM"), ("SM", "CCN"), ("CCN", "SM"), ("CCN", "CCN")]  # fmt: skip
+    assert "LS" not in text
+    with pytest.raises(ValueError, match="table 9 has nothing on mnist by LS"):
+        tables.run(9, Parrot(), ["mnist"], tmp_path, ["LS"])
+
+
 def grid_rows(text, name):
     """Cells of the rows of this name."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]

@@ -245,6 +245,24 @@ def test_the_seconds_are_those_of_reading_images_too(few_digits, tmp_path, monke
     assert run.record["seconds"] == 90  # three epochs of three steps
 
 
+def test_saving_takes_a_small_share_of_the_time(monkeypatch):
+    now, saved = [0.0], []
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+
+    def save():
+        saved.append(now[0])
+        now[0] += 2  # what it takes
+
+    saves = training._Saves(save)
+    for _ in range(100):
+        now[0] += 1
+        saves.after_epoch()
+    assert saved[:3] == [1, 23, 45]
+    now[0] += training.SAVE_SECONDS - 1
+    saves.in_epoch()
+    assert len(saved) == 5 + 1
+
+
 def test_the_largest_seed_trains_augmented_images(few_digits, tmp_path):
     few_digits.train.augmented = True
     run = train(SM, few_digits, dataclasses.replace(CONFIG, seed=2**63 - 1), tmp_path)

@@ -86,8 +86,9 @@ class TensorSplit:
         return len(self.labels)
 
     def batches(self, order: Sequence[int] | Tensor, batch_size: int, augment_seed: int | None = None) -> Batches:
-        for index in torch.as_tensor(order, dtype=torch.int64).split(batch_size):
-            chosen = index.to(self.images.device)
+        order = torch.as_tensor(order, dtype=torch.int64)
+        there = order.to(self.images.device)  # at once: each copy to a GPU waits for all that it has to do
+        for index, chosen in zip(order.split(batch_size), there.split(batch_size), strict=True):
             images = self.images[chosen]
             if self.augmented and augment_seed is not None:  # the batch's own seed: an epoch may be gone on with
                 images = crop_and_flip(images, mixed(augment_seed, int(index[0])))
