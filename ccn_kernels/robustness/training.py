@@ -45,7 +45,8 @@ def train(
 
     The order of the images and their augmentation depend on the seed and the epoch alone, and what is saved is the
     whole state: on a CPU, a resumed run ends bit-identical to an uninterrupted one. Under torchrun every process takes
-    its share of each batch, and the first one writes: all of them must see ``folder``.
+    its share of each batch, and the first one writes: all of them must see ``folder``. One process on a GPU replays its
+    steps from a CUDA graph (:mod:`.graphed`).
 
     Raises:
         DivergedError: the loss is no longer finite.
