@@ -33,11 +33,11 @@ class Graphed:
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         if self._calls < EAGER_CALLS:
             self._calls += 1
-            _aside(lambda: self._step(images, labels))
+            _aside(lambda: self._step(images, labels), images.device)
             return
         if self._replay is None:
             self._inputs = images.clone(), labels.clone()
-            self._replay = _captured(lambda: self._step(*self._inputs))
+            self._replay = _captured(lambda: self._step(*self._inputs), images.device)
             self._gradients = [parameter.grad for parameter in self._parameters]
         for ours, theirs in zip(self._inputs, (images, labels), strict=True):
             ours.copy_(theirs)
@@ -46,18 +46,21 @@ class Graphed:
             parameter.grad = gradient  # a step outside of the graph has put its own there
 
 
-def _aside(run: Callable[[], None]) -> None:
-    """On a stream of its own: what runs before a capture must leave nothing on the stream that is captured last."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
+def _aside(run: Callable[[], None], device: torch.device) -> None:
+    """On a stream of its own: what autograd keeps of the default stream could not be captured."""
+    with torch.cuda.device(device):  # the current one may be another
+        stream, before = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(before)
+        with torch.cuda.stream(stream):
+            run()
+        before.wait_stream(stream)
 
 
-def _captured(run: Callable[[], None]) -> Callable[[], Any]:
+def _captured(run: Callable[[], None], device: torch.device) -> Callable[[], Any]:
     """What ``run`` launches, to be launched again; it does not run now."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader's thread may pin memory meanwhile
-        run()
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # a loader's thread pins memory
+            run()
     return graph.replay

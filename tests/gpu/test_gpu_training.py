@@ -25,10 +25,10 @@ def isolated():
     torch.manual_seed(0)
 
 
-def few_digits(network):
+def few_digits(network, device="cuda"):
     """Twelve whole batches an epoch and a smaller one, augmented."""
-    whole = data.load("digits" if network.architecture == "mnist_cnn" else "digits32", device="cuda")
-    train = TensorSplit(whole.train.images[:400], whole.train.labels[:400], "cuda", augmented=True)
+    whole = data.load("digits" if network.architecture == "mnist_cnn" else "digits32", device=device)
+    train = TensorSplit(whole.train.images[:400], whole.train.labels[:400], device, augmented=True)
     return whole._replace(train=train)
 
 
@@ -83,6 +83,13 @@ def test_adversarial_training_is_captured_too(tmp_path, monkeypatch):
     monkeypatch.setattr(graphed, "pays", lambda *args: False)
     eager = train(network, dataset, config, tmp_path / "eager", "cuda")
     assert captured.record["history"][-1]["loss"] == pytest.approx(eager.record["history"][-1]["loss"], rel=0.1)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="it needs two GPUs")
+def test_captured_on_a_device_that_is_not_the_current_one(tmp_path):
+    dataset = few_digits(NETWORKS[1], "cuda:1")
+    run = train(NETWORKS[1], dataset, dataclasses.replace(CONFIG, epochs=20, learning_rate=0.1), tmp_path, "cuda:1")
+    assert run.record["history"][-1]["loss"] < 0.5 * run.record["history"][0]["loss"]
 
 
 @pytest.mark.parametrize("captured", [True, False])

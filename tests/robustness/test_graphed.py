@@ -24,7 +24,7 @@ class Graphs:
     def __init__(self):
         self.training, self.captures, self.replays = None, 0, 0
 
-    def __call__(self, run):
+    def __call__(self, run, device):
         parameters, kept = list(self.training.model.parameters()), [self.training.sums, *self.training.model.buffers()]
         before = [tensor.clone() for tensor in kept]
         run()
@@ -54,7 +54,7 @@ def graphs(monkeypatch):
 
     monkeypatch.setattr(training._Training, "__init__", remembered)
     monkeypatch.setattr(graphed, "pays", lambda *args: True)
-    monkeypatch.setattr(graphed, "_aside", lambda run: run())
+    monkeypatch.setattr(graphed, "_aside", lambda run, device: run())
     monkeypatch.setattr(graphed, "_captured", stand_in)
     return stand_in
 
@@ -100,8 +100,8 @@ def test_steps_are_captured_where_it_pays():
 def test_the_caller_s_batch_is_copied(monkeypatch):
     """A replay reads memory of its own: batches may lie anywhere."""
     layer, seen = nn.Linear(2, 1), []
-    monkeypatch.setattr(graphed, "_aside", lambda run: run())
-    monkeypatch.setattr(graphed, "_captured", lambda run: run)
+    monkeypatch.setattr(graphed, "_aside", lambda run, device: run())
+    monkeypatch.setattr(graphed, "_captured", lambda run, device: run)
     step = Graphed(lambda images, labels: seen.append((images.data_ptr(), images.sum().item())), layer.parameters())
     batches = [torch.full((3, 2), float(number)) for number in range(6)]
     for images in batches:
