@@ -21,7 +21,7 @@ import foolbox
 from .deepfool2018 import ClippedDeepFool
 from .precision import ieee
 
-GPU_BATCHES = 4  # as large as a CPU's
+GPU_BATCHES = 4  # times a CPU's
 Outcome = dict[str, Tensor]  # each [N, ...]
 
 

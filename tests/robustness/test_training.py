@@ -159,6 +159,7 @@ def test_faster_ways_train_as_well(few_digits, tmp_path, settings):
     other = train(SM, few_digits, dataclasses.replace(config, **settings), tmp_path / "other")
     losses = [run.record["history"][-1]["loss"] for run in (plain, other)]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert all(weight.is_contiguous() for weight in other.model.parameters())  # attacked now as when it is read again
 
 
 def test_the_images_of_adversarial_training_are_fgsm_s():
