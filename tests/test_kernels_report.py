@@ -171,3 +171,31 @@ def test_a_loop_that_reads_what_products_still_read_is_a_fault(squared):
     found = offline.compile_launch(Launch(sum_of_products, (1,), arguments), 90)
     assert found.wgmma > 0
     assert found.races == squared
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "tf32"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Layer("descriptors", 1, 48, 80, 10),
+        Layer("pointers", 1, 3, 48, 10),
+        Layer("odd", 1, 63, 65, 7),
+        Layer("strided", 1, 48, 80, 10, stride=2),
+        Layer("contiguous", 1, 48, 80, 10, channels_last=False),
+        Layer("depthwise", 1, 48, 48, 10, groups=48),
+        Layer("linear", 1, 400, 80, kernel=1, padding=0, rank=0),
+    ],
+    ids=lambda layer: layer.name,
+)
+@pytest.mark.parametrize("batches", [(256, 255, 200, 129, 1000), (128, 127, 65), (16, 15, 5)], ids=str)
+def test_batches_of_a_class_are_launched_by_the_same_kernels(batches, layer, dtype):
+    device = Device("", 90, offline.PROCESSORS)
+
+    def kernels(batch):
+        launches = offline.launches_of(layer._replace(batch=batch), dtype, device)
+        return {offline.identity_of(launch, dtype) for launch in launches}
+
+    first = kernels(batches[0])
+    assert len({config.batch_class(batch) for batch in batches}) == 1
+    for batch in batches[1:]:
+        assert kernels(batch) <= first

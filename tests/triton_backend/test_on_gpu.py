@@ -75,7 +75,7 @@ def compiled():
     ],
     ids=lambda layer: layer.name,
 )
-@pytest.mark.parametrize("batches", [(256, 255, 200, 128, 1000), (16, 15, 5)], ids=str)
+@pytest.mark.parametrize("batches", [(256, 255, 200, 129, 1000), (128, 127, 65), (16, 15, 5)], ids=str)
 def test_nothing_is_compiled_anew_for_another_batch(batches, layer, relu, dtype, compiled):
     torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "tf32"
     make(layer, dtype, batches[0], relu).run("triton")

@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import os
 from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,14 +80,20 @@ def _on(input: Tensor) -> AbstractContextManager:
     return torch.cuda.device(input.device) if elsewhere else nullcontext()
 
 
+@functools.cache
+def _replay() -> ModuleType:
+    """What runs passes; an import statement in each call would take as long as an allocation."""
+    from . import replay
+
+    return replay
+
+
 def forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, spec: ConvSpec, save_quotient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, quotient and norm."""
-    from . import replay
-
     with _on(input):
-        return replay.forward((input, weight, bias, alpha), spec, save_quotient, device(input.device.index))
+        return _replay().forward((input, weight, bias, alpha), spec, save_quotient, device(input.device.index))
 
 
 def backward(
@@ -102,9 +109,7 @@ def backward(
     mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of input, weight, alpha and bias."""
-    from . import replay
-
     others = (bias, alpha, output, quotient, norm)
     with _on(input):
         chosen = device(input.device.index)
-        return replay.backward(grad, input, weight, others, spec, mask, chosen)  # type: ignore[return-value]
+        return _replay().backward(grad, input, weight, others, spec, mask, chosen)

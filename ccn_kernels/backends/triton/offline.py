@@ -57,7 +57,7 @@ def report(arch: str, dtypes: Sequence[str] = DTYPES) -> Iterator[dict[str, Any]
         for layer in layers:
             for dtype in dtypes:
                 for launch in launches_of(layer, dtype, device):
-                    identity = _identity(launch, dtype)
+                    identity = identity_of(launch, dtype)
                     if identity not in seen:
                         seen.add(identity)
                         row = {"kernel": launch.kernel.__name__, "config": f"{dtype} {config_of(launch)}"}
@@ -108,7 +108,7 @@ def config_of(launch: Launch) -> str:
     return " ".join([*shown, f"warps={launch.warps}", f"stages={launch.stages}"]).replace(", ", ",")
 
 
-def _identity(launch: Launch, dtype: str) -> tuple:
+def identity_of(launch: Launch, dtype: str) -> tuple:
     """Equal for launches that compile to the same code: constants, and what the compiler specialises numbers on."""
     fixed = {parameter.name for parameter in launch.kernel.params if parameter.do_not_specialize}
     seen: list[tuple] = []

@@ -33,10 +33,14 @@ class Buffer(NamedTuple):
     size: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+    device: torch.device
 
     @classmethod
     def like(cls, tensor: Tensor) -> Buffer:
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+
+    def make(self) -> Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
 
 
 class Step(NamedTuple):
@@ -79,15 +83,17 @@ class Call(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """All steps of one kind of call, and which tensors are its results."""
+    """All steps of one kind of call, and which tensors are its results.
 
-    buffers: list[Buffer]
+    A tensor among the buffers stands for a result that nobody asked for: all calls share it.
+    """
+
+    buffers: list[Buffer | Tensor]
     steps: list[Step | Call | Together]
     results: list[int]
 
     def replay(self, operands: Operands) -> tuple[Tensor, ...]:
-        device = operands[0].device  # type: ignore[union-attr]
-        made = [torch.empty_strided(size, stride, dtype=dtype, device=device) for size, stride, dtype in self.buffers]
+        made = [buffer if isinstance(buffer, Tensor) else buffer.make() for buffer in self.buffers]
         tensors = [*operands, *made]
         for step in self.steps:
             step.replay(tensors)
@@ -177,7 +183,8 @@ def _record(operands: Operands, results: Sequence[Tensor], problem: Problem) -> 
                 for tensor in call.results:
                     parts[id(tensor)] = count
                     count += 1
-        return Recipe([*map(Buffer.like, problem.buffers)], steps, [parts[id(result)] for result in results])
+        buffers = [made if made.shape == (0,) else Buffer.like(made) for made in problem.buffers]
+        return Recipe(buffers, steps, [parts[id(result)] for result in results])
     except KeyError:
         return None
 
