@@ -1,5 +1,7 @@
 """The public functions by the Triton backend, with the tiles that it chooses itself."""
 
+import functools
+
 import calls
 import oracle
 import problems
@@ -12,9 +14,9 @@ from torch._subclasses import FakeTensorMode
 from torch.func import grad, vmap
 from torch.library import opcheck
 
-from ccn_kernels import CompactConv2d, backends, ops
+from ccn_kernels import CompactConv2d, backends, known, ops
 from ccn_kernels.backends.triton import replay
-from ccn_kernels.functional import compact_conv2d
+from ccn_kernels.functional import compact_conv2d, compact_linear
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
@@ -444,6 +446,47 @@ def test_replayed_calls_heed_where_their_operands_lie(offset):
         for _ in range(2):
             y = compact_conv2d(*moved, problem.bias, problem.alpha, padding=1, backend="triton")
             torch.testing.assert_close(y, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_one_tensor_in_two_places_teaches_no_replay(rank):
+    """Its launches do not say which of the two they took; the next call's are two tensors."""
+    shape = (6, 6) if rank == 0 else (3, 3, 3, 3)
+    call = functools.partial((compact_linear, compact_conv2d)[rank // 2], backend="triton")
+    x, w = (torch.randn(shape, device=DEVICE) for _ in range(2))
+    expected = call(x, w)
+    replay._recipes.clear()
+    known._known.clear()
+    alpha = torch.ones((), device=DEVICE)
+    with torch.no_grad():
+        for operands in ((x, x), (x, x), (x, w), (x, w)):
+            y = call(*operands, None, alpha)
+        assert torch.equal(y, expected)
+
+
+def test_an_incoming_gradient_that_is_the_input_teaches_no_replay():
+    x, grad = (torch.randn(2, 3, 5, 5, device=DEVICE) for _ in range(2))
+    w = torch.randn(3, 3, 3, 3, device=DEVICE, requires_grad=True)
+
+    def gradient(incoming):
+        return torch.autograd.grad(compact_conv2d(x, w, padding=1, backend="triton"), w, incoming)[0]
+
+    expected = gradient(grad)
+    replay._recipes.clear()
+    gradient(x)
+    assert torch.equal(gradient(grad), expected)
+
+
+def test_what_inference_mode_was_first_to_call_is_trained():
+    """The quotient that such a forward pass does without is one tensor for all calls, and training saves it."""
+    x, alpha = torch.randn(2, 3, 5, 5, device=DEVICE), torch.ones((), device=DEVICE)
+    w = torch.randn(4, 3, 3, 3, device=DEVICE, requires_grad=True)
+    known._known.clear()
+    replay._recipes.clear()
+    with torch.inference_mode():
+        for _ in range(2):  # the first decides what the second records
+            compact_conv2d(x, w, None, alpha, backend="triton")
+    compact_conv2d(x, w, None, alpha, backend="triton").sum().backward()
 
 
 def test_the_weights_gradient_of_no_images_is_zero_every_time():

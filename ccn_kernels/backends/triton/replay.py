@@ -161,6 +161,9 @@ def _precision(input: Tensor, spec: ConvSpec) -> str | None:
 
 
 def _keep(recipes: Recipes, key: Hashable, operands: Operands, results: Sequence[Tensor], problem: Problem) -> None:
+    given = [id(tensor) for tensor in operands if tensor is not None]
+    if len({*given}) < len(given):  # one tensor in two places: which of them a launch took cannot be told
+        return
     if key not in recipes:
         if len(recipes) >= MOST:
             recipes.clear()
@@ -183,10 +186,16 @@ def _record(operands: Operands, results: Sequence[Tensor], problem: Problem) -> 
                 for tensor in call.results:
                     parts[id(tensor)] = count
                     count += 1
-        buffers = [made if made.shape == (0,) else Buffer.like(made) for made in problem.buffers]
+        buffers = [_shared(made) if made.shape == (0,) else Buffer.like(made) for made in problem.buffers]
         return Recipe(buffers, steps, [parts[id(result)] for result in results])
     except KeyError:
         return None
+
+
+def _shared(unasked: Tensor) -> Tensor:
+    """Another such tensor, for calls in any mode: one that inference mode has made could not be saved for backward."""
+    with torch.inference_mode(False):
+        return torch.empty_like(unasked)
 
 
 def _index(problem: Problem) -> int | None:
