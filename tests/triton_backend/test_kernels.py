@@ -7,11 +7,13 @@ import oracle
 import problems
 import pytest
 import torch
+import triton
 import triton.language as tl
 from calls import DTYPES, NARROW, check, small
 
 from ccn_kernels.backends.triton import launch
 from ccn_kernels.backends.triton.config import HYBRID
+from ccn_kernels.backends.triton.indexing import dense_places
 
 LAST = (True, True)
 BOTH = [(False, False), LAST]
@@ -456,3 +458,16 @@ def test_offsets_of_64_bits(kernel, monkeypatch):
         found = check(boxable(dtype, channels=channels, padding=1), forward=tile, dgrad=tile, wgrad=tile)
     wide = [call.arguments["INDEX"] for call in found.launches if "INDEX" in call.arguments]
     assert set(wide) == {tl.int64}
+
+
+@triton.jit
+def write_places(out, first, pixels, CHANNELS: tl.constexpr):
+    place = tl.cast(first, tl.int64) + tl.arange(0, 2)
+    tl.store(out + tl.arange(0, 2), dense_places(place, pixels, CHANNELS, False))
+
+
+def test_images_of_more_than_32_bits_lie_apart():
+    pixels, channels = 2**26, 64
+    out = torch.empty(2, dtype=torch.int64, device=calls.DEVICE)
+    write_places[(1,)](out, pixels + 5, pixels, channels)
+    assert out.tolist() == [pixels * channels + 5, pixels * channels + 6]

@@ -44,7 +44,8 @@ def coordinates_of_tile(tile, batch, extent, TILE: tl.constexpr, INDEX: tl.const
 @triton.jit
 def dense_places(place, pixels, CHANNELS: tl.constexpr, INNERMOST: tl.constexpr):
     """Offsets of places in a tensor without gaps whose channels lie side by side, if INNERMOST, or image by image."""
-    return place * CHANNELS if INNERMOST else place + place // pixels * ((CHANNELS - 1) * pixels)
+    wide = tl.cast(pixels, place.dtype)  # one image alone may have more elements than 32 bits count
+    return place * CHANNELS if INNERMOST else place + place // pixels * ((CHANNELS - 1) * wide)
 
 
 @triton.jit
