@@ -160,7 +160,7 @@ def _run(rank: int, operands: tuple[Any, ...], settings: tuple[Any, ...], backen
         return reference.run(call)
     input, spec = autograd.seen_by(name, input, weight, spec)
     as_given = leading is None and all(map(operator.is_, (input, weight, bias, alpha), operands))
-    if signature is not None and as_given:
+    if signature is not None and as_given and known.tells(settings):
         known.keep(signature, spec, name)
     return call.restore(autograd.compact_conv(input, weight, bias, alpha, spec, name))
 

@@ -46,10 +46,18 @@ def signature(rank: int, operands: tuple[Any, ...], settings: tuple[Any, ...], b
         return None
     try:
         described = [None if operand is None else _described(operand) for operand in operands]
-        numbers = marshal.dumps(settings)  # in which True is not 1, nor 1.0; symbols it refuses
+        numbers = marshal.dumps((*settings, backend))  # in which True is not 1, nor 1.0; symbols it refuses
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return None
-    return (rank, numbers, backend, os.environ.get(ENVIRONMENT), *described)
+    return (rank, numbers, os.environ.get(ENVIRONMENT), *described)
+
+
+def tells(settings: tuple[Any, ...]) -> bool:
+    """Whether a signature tells these settings from all others: of NumPy's numbers it has the bytes alone."""
+    return all(
+        value is None or type(value) in (int, float, str) or (type(value) in (tuple, list) and tells(tuple(value)))
+        for value in settings
+    )
 
 
 def _described(tensor: Tensor) -> Hashable:

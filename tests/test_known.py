@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -74,6 +75,7 @@ def test_whatever_differs_is_decided_anew(args, settings, decided):
         ({"weight": W[:, :2]}, RuntimeError),
         ({"activation": "tanh"}, ValueError),
         ({"backend": "nobody"}, ValueError),
+        ({"backend": ["cpu"]}, ValueError),
     ],
     ids=str,
 )
@@ -82,6 +84,13 @@ def test_mistakes_are_found_after_a_right_call(change, error):
     compact_conv2d(**call)
     with pytest.raises(error):
         compact_conv2d(**{**call, **change})
+
+
+@pytest.mark.parametrize("mistake", [np.int8(-1), np.array([255], np.uint8), b"\xff"], ids=repr)
+def test_mistakes_of_the_same_bytes_as_a_right_number_are_found(mistake):
+    compact_conv2d(X, W, B, A, padding=np.uint8(255))
+    with pytest.raises((RuntimeError, TypeError), match="padding"):
+        compact_conv2d(X, W, B, A, padding=mistake)
 
 
 def test_what_is_cast_padded_or_reshaped_is_not_kept(decided):
