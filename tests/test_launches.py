@@ -139,6 +139,27 @@ def test_kernels_get_the_tensors_of_the_replay_as_triton_would_pass_them(recorde
     assert bytes(driver.read("bytes", ctypes.c_ubyte)) == b"".join(b"".join(each) for each in expected)
 
 
+def test_a_delta_beyond_fp32_is_infinite_to_kernels():
+    """As Triton's own launcher narrows it."""
+    packer = native._Packer(SimpleNamespace(Value=bytes), {})
+    assert packer._number("fp32", 1e39) == struct.pack("=f", float("inf"))
+
+
+@pytest.mark.parametrize("mode", ["gsan", "consan"])
+def test_kernels_that_are_instrumented_are_launched_by_triton(recorded, mode):
+    """They take more than their arguments."""
+    launch, kernel = recorded.traced[0]
+    assert native._is_plain(kernel)
+    other = SimpleNamespace(metadata=kernel.metadata._replace(instrumentation_mode=mode))  # the kernel itself is cached
+    assert native.batch([(launch, other)], {}, 0) is None
+
+
+@pytest.mark.parametrize(("hook", "told"), [(None, False), (print, True)])
+def test_a_hook_in_the_place_of_triton_s_chain(monkeypatch, hook, told):
+    monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", hook)
+    assert native.hooked() == told
+
+
 def test_profilers_that_hook_triton_are_told(recorded, driver, monkeypatch):
     """They listen to its launcher, so it launches while they do."""
     monkeypatch.setattr(triton.knobs.runtime.launch_enter_hook, "calls", [print])

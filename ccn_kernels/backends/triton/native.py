@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +17,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .launch import Launch
 
 DRIVER = "libcuda.so.1"
-NUMBERS = {"i1": "?", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u32": "I", "u64": "Q", "fp32": "f", "fp64": "d"}
+NUMBERS = {"i1": "?", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u32": "I", "u64": "Q", "fp64": "d"}
 WARP = 32
-BEYOND = ("global_scratch_size", "profile_scratch_size", "launch_cooperative_grid", "gsan")  # what we do not provide
+# what kernels may ask for that we do not provide
+BEYOND = ("global_scratch_size", "profile_scratch_size", "launch_cooperative_grid", "instrumentation_mode")
 
 
 @functools.cache
@@ -67,7 +69,7 @@ def _is_plain(compiled: Any) -> bool:
 def hooked() -> bool:
     """Whether a profiler listens to Triton's launcher."""
     runtime = triton.knobs.runtime
-    return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
+    return any(getattr(hook, "calls", hook) for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook))
 
 
 class _Packer:
@@ -104,6 +106,8 @@ class _Packer:
             yield self._number(kind, value)
 
     def _number(self, kind: str, value: float) -> Any:
+        if kind == "fp32":  # struct refuses what rounds to infinity
+            return self.native.Value(bytes(ctypes.c_float(value)))
         return self.native.Value(struct.pack(NUMBERS[kind], value))
 
     def _place(self, tensor: Tensor) -> int:
