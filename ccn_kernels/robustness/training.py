@@ -210,6 +210,7 @@ class _Training:
                         saves.in_epoch()
                 self._end_epoch()
                 saves.after_epoch()
+        self.whole_batch = self._gradients  # a graph's memory would last until cyclic garbage is collected
 
     def _batches(self) -> Batches:
         """What is left of this epoch."""

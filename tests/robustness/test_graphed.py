@@ -1,6 +1,8 @@
 """Captured steps without a GPU: what a graph does with memory is acted out, so that training sees the same."""
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -88,6 +90,29 @@ def test_a_killed_run_goes_on_and_captures_anew(few_digits, tmp_path, monkeypatc
     resumed = train(network, few_digits, CONFIG, tmp_path / "parts")
     assert same(whole.model, resumed.model)
     assert whole.record["history"] == resumed.record["history"]
+
+
+@pytest.mark.usefixtures("graphs")
+def test_a_graph_goes_when_the_training_is_done(few_digits, tmp_path, monkeypatch):
+    """Its memory is the GPU's, whose want no garbage collector hears of."""
+    made, start = [], Graphed.__init__
+
+    def remembered(self, *args):
+        start(self, *args)
+        made.append(weakref.ref(self))
+
+    def captured(run, device):
+        run()
+        return lambda: None  # which holds nothing, as a graph's does not
+
+    monkeypatch.setattr(Graphed, "__init__", remembered)
+    monkeypatch.setattr(graphed, "_captured", captured)
+    gc.disable()
+    try:
+        train(Network("mnist_cnn", "sm"), few_digits, dataclasses.replace(CONFIG, epochs=1), tmp_path)
+        assert [each() for each in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_steps_are_captured_where_it_pays():
