@@ -19,6 +19,7 @@ from .spec import ENVIRONMENT, ConvSpec, autocasts
 
 MOST = 4096  # calls kept; with more kinds than that, all are forgotten
 PLAIN = (Tensor, Parameter)
+VALUES = 2  # marshal's version that tells values alone; later ones tell which of them are one object, too
 
 
 class KnownSpec(ConvSpec):
@@ -46,7 +47,7 @@ def signature(rank: int, operands: tuple[Any, ...], settings: tuple[Any, ...], b
         return None
     try:
         described = [None if operand is None else _described(operand) for operand in operands]
-        numbers = marshal.dumps((*settings, backend))  # in which True is not 1, nor 1.0; symbols it refuses
+        numbers = marshal.dumps((*settings, backend), VALUES)  # in which True is not 1, nor 1.0; symbols it refuses
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return None
     return (rank, numbers, os.environ.get(ENVIRONMENT), *described)

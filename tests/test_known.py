@@ -40,6 +40,13 @@ def test_a_call_like_another_is_not_decided_again_and_gives_the_same(decided):
     assert len(decided) == 1
 
 
+def test_settings_are_the_same_whether_they_are_one_object_or_two(decided):
+    two, other = (tuple([2, 2]) for _ in range(2))
+    compact_conv2d(X, W, B, A, padding=two, stride=two)
+    compact_conv2d(X, W, B, A, padding=two, stride=other)
+    assert len(decided) == 1
+
+
 @pytest.mark.parametrize(
     ("args", "settings"),
     [
