@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .geometry import Geometry, box_of, is_linear, next_power_of_two, squares_of_centre
+from .geometry import Axes, Geometry, box_of, is_linear, next_power_of_two, squares_of_centre
 
 CONFIGS = Path(__file__).parent / "configs"
 USER_TABLE = "CCN_TUNED"  # environment variable: a file of `ccn tune`, before the package's own
@@ -33,8 +34,9 @@ class Tile:
     """One configuration. A product is places x outputs, summed over depth (wgrad: outputs x depth, over places).
 
     Attributes:
-        kernel: "descriptor", "gather", "depthwise", or "hybrid" (cuDNN's product between our passes).
+        kernel: "descriptor", "persistent", "gather", "depthwise", or "hybrid" (cuDNN's product between our passes).
         splits: shares of the sum, added in a fixed order; 0 (for wgrad): as many as fill the GPU.
+        warps: of a persistent program, those of one consumer (see persistent.py).
         squares: where a forward pass finds the patch's norm (see fprop.py).
     """
 
@@ -49,6 +51,10 @@ class Tile:
 
 
 HYBRID = Tile("hybrid")
+PERSISTENT_TILES = (Tile("persistent", 256, 64, 64, warps=4, stages=4), Tile("persistent", 128, 128, 64, 4, 5))
+GLUON = ("3.6", "3.9")  # Triton's versions whose Gluon is known to compile those
+LEAST_WAVES = 2.9  # of persistent tiles: with fewer, they gain nothing on an H200 (benchmarks/PERFORMANCE.md)
+SMALL_SHARED = 4096  # bytes that such a tile takes besides boxes, at most
 
 
 class Device(NamedTuple):
@@ -74,6 +80,7 @@ class Request(NamedTuple):
     precision: str  # of fp32 products: "tf32" or "ieee"
     channels_last: bool
     boxable: bool  # whether descriptors can read the operand, perhaps after a copy to channels_last
+    writable: bool  # whether a descriptor can write the output
 
     @property
     def key(self) -> str:
@@ -85,9 +92,11 @@ class Request(NamedTuple):
         return f"{dtype} {'channels_last' if self.channels_last else 'contiguous'} {shape}"
 
 
-def request(kind: str, geometry: Geometry, dtype: str, precision: str, channels_last: bool, boxable: bool) -> Request:
+def request(
+    kind: str, geometry: Geometry, dtype: str, precision: str, channels_last: bool, boxable: bool, writable: bool
+) -> Request:
     classed = geometry._replace(batch=batch_class(geometry.batch))
-    return Request(kind, classed, dtype, precision, channels_last, boxable)
+    return Request(kind, classed, dtype, precision, channels_last, boxable, writable)
 
 
 def batch_class(batch: int) -> int:
@@ -226,6 +235,46 @@ def _descriptor_reason(tile: Tile, request: Request, device: Device) -> str | No
     return None
 
 
+def _persistent_reason(tile: Tile, request: Request, device: Device) -> str | None:
+    geometry = request.geometry
+    if device.capability != 90 or device.is_interpreter:
+        return "it is written for compute capability 9.0, and Gluon has no interpreter"
+    if _triton() not in GLUON:
+        return f"its Gluon is known to compile under Triton {' and '.join(GLUON)}, found {_triton() or 'none'}"
+    if request.kind != "forward" or request.dtype not in ("bfloat16", "float16"):
+        return "it takes the forward pass in bfloat16 and float16"
+    if geometry.groups > 1 or not geometry.is_plain or not geometry.is_flat:
+        return "it takes one group, stride 1 and at most two spatial axes"
+    if tile not in PERSISTENT_TILES:
+        return f"it is one of {', '.join(map(str, PERSISTENT_TILES))}"
+    if not request.writable or geometry.in_channels % tile.depth:
+        return f"it takes channels innermost, inputs in multiples of {tile.depth} and outputs of 16 bytes"
+    return "it needs two steps at least" if geometry.taps * geometry.in_channels <= tile.depth else None
+
+
+@functools.cache
+def _triton() -> str | None:
+    """The version of Triton that is installed, as far as GLUON tells versions apart."""
+    try:
+        return ".".join(importlib.metadata.version("triton").split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def keeps_weights(tile: Tile, geometry: Geometry) -> bool:
+    """Whether a persistent tile's shared memory holds all weights, beside what its stages and its ends take."""
+    weights = geometry.taps * geometry.in_channels * tile.outputs
+    boxes = tile.stages * tile.places * tile.depth
+    buffers = 4 * tile.places * tile.outputs // copies_of(tile)
+    fits = 2 * (weights + boxes + buffers) + SMALL_SHARED <= SHARED_LIMITS[90]
+    return fits and geometry.out_channels <= tile.outputs
+
+
+def copies_of(tile: Tile) -> int:
+    """How many bulk copies write a persistent tile: each 32 places or 64 outputs, whichever are columns there."""
+    return tile.places // 32 if tile.places > tile.outputs else tile.outputs // 64
+
+
 # What a heuristic chooses from: places x outputs (wgrad: x depth), warps, stages. None spills: see `ccn kernels`.
 _PRODUCTS = ((128, 256, 8, 4), (256, 128, 8, 4), (128, 128, 8, 6), (128, 128, 8, 4), (128, 128, 8, 3), (128, 128, 4, 4),
              (256, 64, 8, 4), (128, 64, 4, 4), (128, 64, 4, 3), (64, 128, 4, 4), (64, 64, 4, 4))  # fmt: skip
@@ -252,6 +301,7 @@ def resident(tile: Tile) -> int:
 
 _REASONS = {
     "descriptor": _descriptor_reason,
+    "persistent": _persistent_reason,
     "gather": _gather_reason,
     "depthwise": _depthwise_reason,
     "hybrid": _hybrid_reason,
@@ -273,8 +323,19 @@ def _forward(request: Request, device: Device) -> Tile:
         return Tile("depthwise", places=32, outputs=64, warps=4, stages=1)
     if _is_cudnns(request, device) and not can_run(HYBRID, request, device):
         return HYBRID
-    best = _best_product(request, device, geometry.in_channels, geometry.out_channels)
+    best = _persistent(request, device) or _best_product(request, device, geometry.in_channels, geometry.out_channels)
     return best or _gather(request, device)
+
+
+def _persistent(request: Request, device: Device) -> Tile | None:
+    """A persistent tile, where each processor gets so many that their beginnings and ends hide behind each other."""
+    geometry = request.geometry
+    narrow, wide = PERSISTENT_TILES
+    tile = narrow if geometry.out_channels <= narrow.outputs else wide
+    if can_run(tile, request, device):
+        return None
+    tiles = _boxes(tile, geometry, geometry.extent) * math.ceil(geometry.out_channels / tile.outputs)
+    return tile if tiles >= LEAST_WAVES * device.processors else None
 
 
 def _dgrad(request: Request, device: Device) -> Tile:
@@ -326,6 +387,7 @@ def candidates(request: Request, device: Device) -> list[Tile]:
         tiles.append(_gather_of_wgrad(request))
     else:
         tiles = _products(request, sums, outputs)
+        tiles += [tile for tile in PERSISTENT_TILES if tile.outputs <= _width(outputs, 64)]
         tiles.append(_gather(request, device))
         tiles.append(Tile("depthwise", places=32, outputs=64, warps=4, stages=1))
     return [tile for tile in (*tiles, HYBRID) if not can_run(tile, request, device)]
@@ -359,9 +421,7 @@ def predict(tile: Tile, request: Request, device: Device) -> float:
     forward = request.kind == "forward"
     extent = geometry.extent if forward else geometry.in_extent
     sums, outputs = (geometry.in_channels, geometry.out_channels)[:: 1 if forward else -1]
-    box = box_of(tile.places, geometry, extent, tile.squares)
-    assert box is not None
-    tiles = math.prod(math.ceil(n / step) for n, step in zip((geometry.batch, *extent[1:]), box, strict=True))
+    tiles = _boxes(tile, geometry, extent)
     programs = tiles * geometry.groups * math.ceil(outputs / tile.outputs) * tile.splits
     steps = geometry.taps * math.ceil(sums / tile.depth)
     boxes = {"rows": steps / geometry.kernel[2], "images": steps / geometry.taps}
@@ -380,6 +440,13 @@ def predict(tile: Tile, request: Request, device: Device) -> float:
     if tile.splits > 1:
         cycles += _SPLIT_CYCLES + 2 * tile.splits * tiles * tile.places * outputs * 4 / (_SPLIT_BYTES * share)
     return cycles
+
+
+def _boxes(tile: Tile, geometry: Geometry, extent: Axes) -> int:
+    """How many of a tile's boxes cover all images."""
+    box = box_of(tile.places, geometry, extent, tile.squares)
+    assert box is not None
+    return math.prod(math.ceil(n / step) for n, step in zip((geometry.batch, *extent[1:]), box, strict=True))
 
 
 def _step(tile: Tile, request: Request, beside: int) -> float:

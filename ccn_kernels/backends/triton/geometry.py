@@ -132,6 +132,16 @@ def _powers(least: int, most: int) -> list[int]:
     return [1 << i for i in range(least.bit_length() - 1, most.bit_length())]
 
 
+def part_of(box: Axes, shares: int) -> Axes:
+    """The box of one of ``shares`` equal runs of a box's places."""
+    sizes = []
+    for size in box:
+        step = math.gcd(size, shares)
+        sizes.append(size // step)
+        shares //= step
+    return sizes[0], sizes[1], sizes[2]
+
+
 def is_linear(box: Axes, extent: Axes) -> bool:
     """Whether boxes, one after the other, hold places one after the other."""
     images, rows, columns = box

@@ -143,6 +143,11 @@ def weight_descriptor(weight: Operand, taps: int, block: tuple[int, int]) -> Ten
     return TensorDescriptor(weight.tensor, [outputs, row], [row, 1], list(block))
 
 
+def is_descriptor(value: Any) -> bool:
+    """Whether an argument is a tensor descriptor: Triton has a class of them, Gluon another."""
+    return hasattr(value, "block_shape")
+
+
 class Problem:
     """One call: its geometry, its operands, and how its kernels are chosen and issued."""
 
@@ -190,7 +195,8 @@ class Problem:
         divides = all(extent % step == 0 for extent, step in zip(geometry.in_extent, geometry.stride, strict=True))
         boxable = divides and all(channels * size % 16 == 0 for channels in read)
         dtype = str(self.dtype).removeprefix("torch.")
-        return config.request(kind, geometry, dtype, self.precision, self.x.strides.channel == 1, boxable)
+        writable = self.format != torch.contiguous_format and geometry.out_channels * size % 16 == 0
+        return config.request(kind, geometry, dtype, self.precision, self.x.strides.channel == 1, boxable, writable)
 
     def tile(self, kind: str) -> Tile:
         """The tile of a pass; one that was asked for must be able to run.

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .launch import Launch
+from .launch import Launch, is_descriptor
 
 DRIVER = "libcuda.so.1"
 NUMBERS = {"i1": "?", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u32": "I", "u64": "Q", "fp64": "d"}
@@ -96,7 +95,7 @@ class _Packer:
         if isinstance(kind, tuple):
             for part, inner in zip(value, kind, strict=True):
                 yield from self._parameters(part, inner, maps)
-        elif isinstance(value, TensorDescriptor):
+        elif is_descriptor(value):
             yield self._boxes(value, next(maps))
             yield from (self._number("i32", extent) for extent in value.shape)
             yield from (self._number("i64", stride) for stride in value.strides)
@@ -113,7 +112,7 @@ class _Packer:
     def _place(self, tensor: Tensor) -> int:
         return self.used.setdefault(self._parts[id(tensor)], len(self.used))
 
-    def _boxes(self, descriptor: TensorDescriptor, meta: Mapping[str, Any]) -> Any:
+    def _boxes(self, descriptor: Any, meta: Mapping[str, Any]) -> Any:
         from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST as TYPES
 
         strides = [meta["elem_size"] * stride for stride in descriptor.strides]

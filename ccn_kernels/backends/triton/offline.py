@@ -85,7 +85,7 @@ def faults(row: dict[str, Any], arch: str) -> list[str]:
         found.append("fills registers while asynchronous products are under way, which may still read them")
     if row["shared_bytes"] > config.SHARED_LIMITS.get(ARCHITECTURES[arch], config.LEAST_SHARED):
         found.append(f"needs {row['shared_bytes']} bytes of shared memory")
-    if arch == "sm_90" and row["kernel"].endswith("_descriptor") and not row["wgmma"]:
+    if arch == "sm_90" and row["kernel"].endswith(("_descriptor", "_persistent")) and not row["wgmma"]:
         found.append("has no wgmma")
     return found
 
@@ -183,10 +183,19 @@ def _races(ttgir: str) -> bool:
 
     Triton 3.6 neither keeps enough boxes there, if products read them too, nor the registers of a left operand.
     """
-    loops = [found.group() for found in _LOOPS.finditer(ttgir)]
-    products = [loop for loop in loops if re.search(r"warp_group_dot\b.*isAsync = true", loop)]
-    left = [set(re.findall(r"pendings = (\d+)", loop)) - {"0"} for loop in products]
-    return any(pending and "ttg.local_load" in loop for loop, pending in zip(products, left, strict=True))
+    return any(_loads_early(found.group()) for found in _LOOPS.finditer(ttgir))
+
+
+def _loads_early(loop: str) -> bool:
+    pending = False
+    for line in 2 * loop.splitlines():  # twice: what one round leaves under way, the next one finds
+        if "warp_group_dot_wait" in line:
+            pending = pending and "pendings = 0 " not in line
+        elif "warp_group_dot" in line:
+            pending = pending or "isAsync = true" in line
+        elif "ttg.local_load" in line and pending:
+            return True
+    return False
 
 
 def _resources(ptx: str, capability: int) -> tuple[int, int, bool]:

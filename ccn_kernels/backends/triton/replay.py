@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...known import KnownSpec
 from ...spec import ConvSpec, fp32_precision
@@ -21,7 +20,7 @@ from . import native
 from .backward_pass import Backward
 from .config import Device
 from .forward_pass import Forward
-from .launch import Called, Launch, Problem
+from .launch import Called, Launch, Problem, is_descriptor
 
 MOST = 4096  # recipes kept; with more kinds of calls than that, all are recorded anew
 Operands = tuple[Tensor | None, ...]
@@ -100,9 +99,9 @@ class Recipe(NamedTuple):
         return tuple(tensors[part] for part in self.results)  # type: ignore[misc]
 
 
-def over(descriptor: TensorDescriptor, base: Tensor | None) -> TensorDescriptor:
+def over(descriptor: Any, base: Tensor | None) -> Any:
     """The same descriptor over another tensor, which the recipe's key has checked."""
-    other = TensorDescriptor.__new__(TensorDescriptor)
+    other = object.__new__(type(descriptor))
     other.__dict__.update(descriptor.__dict__)
     other.base = base
     return other
@@ -218,10 +217,10 @@ def _step(launch: Launch, compiled: Any, parts: Mapping[int, int]) -> Step:
     arguments = [launch.arguments[name] for name in launch.kernel.arg_names]
     tensors: list[tuple[int, int]] = []
     for position, value in enumerate(arguments):
-        base = value.base if isinstance(value, TensorDescriptor) else value
+        base = value.base if is_descriptor(value) else value
         if isinstance(base, Tensor):
             tensors.append((position, parts[id(base)]))
-            arguments[position] = over(value, None) if isinstance(value, TensorDescriptor) else None
+            arguments[position] = over(value, None) if is_descriptor(value) else None
     return Step(_runner(launch, compiled), arguments, tensors)
 
 
