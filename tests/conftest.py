@@ -35,7 +35,7 @@ if cuda.unavailable():  # likewise
 if importlib.util.find_spec("triton") is None:
     collect_ignore += ["test_kernels_report.py", "guard/test_cuda_verdicts.py"]  # it brings the disassembler
 if importlib.util.find_spec("triton") is None or importlib.util.find_spec("ccn_kernels._C") is None:
-    collect_ignore.append("test_launches.py")
+    collect_ignore += ["test_launches.py", "test_persistent.py"]
 
 # Those that take CPU tensors on this machine; a backend that appears later is tested without a change here. Triton's
 # interpreter takes neither every dtype nor threads: tests/triton_backend is its own suite.

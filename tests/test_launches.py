@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import struct
 import subprocess
 from pathlib import Path
@@ -11,13 +12,12 @@ import pytest
 import torch
 import triton
 from triton.backends.driver import expand_signature
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ccn_kernels import _C
 from ccn_kernels.backends.triton import native, offline, replay
-from ccn_kernels.backends.triton.config import Device
+from ccn_kernels.backends.triton.config import PERSISTENT_TILES, Device, Tile
 from ccn_kernels.backends.triton.forward_pass import Forward
-from ccn_kernels.backends.triton.launch import Problem
+from ccn_kernels.backends.triton.launch import Problem, is_descriptor
 from ccn_kernels.workloads import Layer
 
 H200 = Device("NVIDIA H200", 90, 132)
@@ -102,8 +102,8 @@ def test_what_the_driver_refuses_and_what_is_no_parameter(driver, tmp_path):
         _C.Launches(str(tmp_path / "no-driver.so"), 0)
 
 
-@pytest.fixture
-def recorded(driver, monkeypatch):
+@pytest.fixture(params=[Tile("descriptor"), PERSISTENT_TILES[1]], ids=lambda tile: tile.kernel)
+def recorded(request, driver, monkeypatch):
     """The launches of a forward pass, compiled for a GPU that is not there, the operands, and the recipe."""
     monkeypatch.setattr(native, "DRIVER", driver.path)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 5, raising=False)
@@ -118,7 +118,7 @@ def recorded(driver, monkeypatch):
         return kernel
 
     x, w, bias, alpha = operands = LAYER.operands(torch.bfloat16, "cpu")
-    problem = Problem(x, w, LAYER.spec, H200, issue)
+    problem = Problem(x, w, LAYER.spec, H200, issue, {"forward": request.param})
     results = Forward(problem, bias, alpha, True).run()
     recipe = replay._record(operands, results, problem)
     return SimpleNamespace(problem=problem, operands=operands, traced=traced, recipe=recipe)
@@ -136,6 +136,7 @@ def test_kernels_get_the_tensors_of_the_replay_as_triton_would_pass_them(recorde
     numbers = driver.read("numbers")
     assert [numbers[0::12], numbers[8::12], numbers[9::12]] == [[4000, 4001], [5, 5], [0, 1]]
     assert [numbers[1:4], numbers[13:16]] == [[*launch.grid, 1, 1][:3] for launch, _ in recorded.traced]
+    assert numbers[4::12] == [reqntid(kernel) for _, kernel in recorded.traced]
     assert bytes(driver.read("bytes", ctypes.c_ubyte)) == b"".join(b"".join(each) for each in expected)
 
 
@@ -158,6 +159,14 @@ def test_kernels_that_are_instrumented_are_launched_by_triton(recorded, mode):
 def test_a_hook_in_the_place_of_triton_s_chain(monkeypatch, hook, told):
     monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", hook)
     assert native.hooked() == told
+
+
+def test_kernels_that_take_scratch_memory_are_left_to_triton(recorded):
+    launch, kernel = recorded.traced[1]
+    parts = {id(tensor): part for part, tensor in enumerate((*recorded.operands, *recorded.problem.buffers))}
+    assert native.batch([(launch, kernel)], parts, 0) is not None
+    changed = SimpleNamespace(metadata=kernel.metadata._replace(global_scratch_size=8))
+    assert native.batch([(launch, changed)], parts, 0) is None
 
 
 def test_profilers_that_hook_triton_are_told(recorded, driver, monkeypatch):
@@ -183,10 +192,15 @@ def parameters(launch, kernel, addresses):
     return [*found, bytes(8), bytes(8)]
 
 
+def reqntid(kernel):
+    """Threads of a program as it was compiled, those of all its parts."""
+    return int(re.search(r"\.reqntid (\d+)", kernel.asm["ptx"])[1])
+
+
 def expanded(launch, kernel):
     for name in kernel.src.signature:
         value = launch.arguments[name]
-        yield from (value, *value.shape, *value.strides) if isinstance(value, TensorDescriptor) else (value,)
+        yield from (value, *value.shape, *value.strides) if is_descriptor(value) else (value,)
 
 
 def packed(kind, value, addresses):

@@ -23,6 +23,7 @@ NAMES = ("input", "weight", "alpha", "bias")  # of gradients, as masks order the
 # What a tile of each pass launches.
 KERNELS = {
     ("forward", "descriptor"): "forward_descriptor",
+    ("forward", "persistent"): "forward_persistent",
     ("forward", "gather"): "forward_gather",
     ("forward", "depthwise"): "forward_depthwise",
     ("forward", "hybrid"): "forward_epilogue",

@@ -12,14 +12,13 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ccn_kernels.backends.triton import config
 from ccn_kernels.backends.triton.backward_pass import Backward
 from ccn_kernels.backends.triton.config import HYBRID, Device, Tile
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.geometry import Geometry, box_of, is_linear, strides_of
-from ccn_kernels.backends.triton.launch import Problem, tiles_of
+from ccn_kernels.backends.triton.launch import Problem, is_descriptor, tiles_of
 from ccn_kernels.spec import ConvSpec
 from ccn_kernels.workloads import LAYERS, Layer
 
@@ -123,6 +122,33 @@ def test_kernels_of_our_own_take_the_layers_they_are_for():
     assert config.choose(request_of(depthwise), H200).kernel == "depthwise"
 
 
+WAVES = next(layer for layer in LAYERS if layer.name == "128-128@28")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "device", "dtype", "changed"),
+    [
+        (True, H200, "bfloat16", {}),
+        (True, H200._replace(name=""), "float16", {"size": 29, "out_channels": 64, "padding": 2}),
+        (False, H200._replace(capability=100), "bfloat16", {}),
+        (False, H200._replace(is_interpreter=True), "bfloat16", {}),
+        (False, H200, "tf32", {}),
+        (False, H200, "float16", {"batch": 16}),  # too few tiles
+        (False, H200, "bfloat16", {"stride": 2}),
+        (False, H200, "bfloat16", {"groups": 2}),
+        (False, H200, "bfloat16", {"in_channels": 96}),
+        (False, H200, "bfloat16", {"out_channels": 132}),  # of 264 bytes
+        (False, H200, "bfloat16", {"in_channels": 64, "kernel": 1, "padding": 0}),  # of one step
+        (False, H200, "bfloat16", {"channels_last": False}),
+    ],
+)
+def test_persistent_tiles_are_chosen_where_they_pay(chosen, device, dtype, changed, monkeypatch):
+    request = request_of(WAVES._replace(**changed), dtype, device=device)
+    assert (config.choose(request, device) in config.PERSISTENT_TILES) == chosen
+    monkeypatch.setattr(config, "_triton", lambda: "3.7")
+    assert "found 3.7" in config.can_run(config.PERSISTENT_TILES[1], request_of(WAVES), H200)
+
+
 def table_of(entries, device=H200):
     entries = [{"kind": kind, "key": key, "tile": tile} for kind, key, tile in entries]
     return {"device": device.name, "entries": entries}
@@ -160,6 +186,7 @@ def test_another_gpus_table_is_ignored(user_table):
         {"kernel": "descriptor", "depth": 8},
         {"kernel": "descriptor", "places": 96},
         {"kernel": "descriptor", "squares": "guess"},
+        {"kernel": "persistent"},
     ],
     ids=str,
 )
@@ -251,7 +278,7 @@ def test_every_launch_is_one_that_a_gpu_can_take(relu, dtype, device):
             if "PRECISION" in launch.arguments:
                 assert min(sizes[:-1]) >= 16, name  # of a product
             for argument in launch.arguments.values():
-                if isinstance(argument, TensorDescriptor):
+                if is_descriptor(argument):
                     assert_descriptor(argument, name)
                 elif isinstance(argument, torch.Tensor):
                     assert argument.is_meta, name

@@ -18,6 +18,7 @@ if calls.INTERPRETED or not torch.cuda.is_available():
     pytest.skip("it needs a CUDA GPU, and kernels that are compiled for it", allow_module_level=True)
 
 IMAGES = Layer("whole images", 64, 256, 512, 4)
+WAVES = Layer("waves of tiles", 256, 64, 64, 21)  # persistent ones, where they can run
 
 
 @pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
@@ -50,6 +51,35 @@ def test_tiles_of_eight_warps(layer, kind, dtype):
             assert_same_bits(first, second)
 
 
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
+@pytest.mark.parametrize(
+    ("tile", "layer"),
+    [
+        (config.PERSISTENT_TILES[0], Layer("all weights stay", 67, 64, 56, 29)),
+        (config.PERSISTENT_TILES[0], Layer("weights come and go", 33, 128, 64, 28)),
+        (config.PERSISTENT_TILES[1], Layer("two blocks", 65, 192, 200, 15)),
+        (config.PERSISTENT_TILES[1], Layer("one tile", 2, 64, 128, 5)),
+        (config.PERSISTENT_TILES[1], Layer("pixels", 40, 128, 128, 27, kernel=1, padding=0)),
+        (config.PERSISTENT_TILES[1], Layer("wide windows", 40, 64, 72, 21, kernel=5, padding=4)),
+    ],
+    ids=lambda value: value.name if isinstance(value, Layer) else None,
+)
+def test_persistent_tiles(tile, layer, relu, dtype):
+    """Ragged edges on all sides; trained without and, by the output alone, with the fused ReLU; twice each."""
+    call = calls.resolved(make(layer, dtype))
+    request = Problem(call.input, call.weight, call.spec, device(None)).request("forward")
+    reason = config.can_run(tile, request, device(None))
+    if reason is not None:
+        pytest.skip(reason)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        problem = make(layer, dtype, relu=relu)
+        first, second = (calls.run(problem, forward=tile).results for _ in range(2))
+        assert_accurate(problem, first)
+        assert_same_bits(first, second)
+
+
 @pytest.fixture
 def compiled():
     """What Triton compiles from here on."""
@@ -66,6 +96,7 @@ def compiled():
     "layer",
     [
         Layer("descriptors", 256, 48, 80, 10),
+        Layer("persistent", 256, 64, 128, 16),
         Layer("pointers", 256, 3, 48, 10),
         Layer("odd", 256, 63, 65, 7),
         Layer("strided", 256, 48, 80, 10, stride=2),
@@ -93,7 +124,7 @@ def test_the_compiler_is_heard_of(compiled):
 
 
 @pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
-@pytest.mark.parametrize("layer", [WIDE, IMAGES, Layer("few", 64, 3, 64, 32)], ids=lambda layer: layer.name)
+@pytest.mark.parametrize("layer", [WIDE, IMAGES, WAVES, Layer("few", 64, 3, 64, 32)], ids=lambda layer: layer.name)
 def test_replays_are_launched_as_triton_launches_them(layer, dtype, monkeypatch):
     problem = make(layer, dtype)
     first = problem.run("triton")  # the recording call: Triton's launcher

@@ -1,0 +1,112 @@
+"""The persistent kernel for Hopper, compiled for it and run on a CPU, instruction by instruction."""
+
+import re
+from types import SimpleNamespace
+
+import oracle
+import pytest
+import torch
+from emulator import ptx
+from problems import relative_error
+
+from ccn_kernels.backends.triton import native, offline
+from ccn_kernels.backends.triton.config import PERSISTENT_TILES, Device
+from ccn_kernels.backends.triton.forward_pass import Forward
+from ccn_kernels.backends.triton.launch import Problem, is_descriptor
+from ccn_kernels.spec import ConvSpec
+
+NARROW, WIDE = PERSISTENT_TILES
+PACKED = SimpleNamespace(Value=ptx.Value, Address=ptx.Address, Boxes=ptx.Boxes, Kernel=ptx.Kernel)
+
+
+def emulate(launch, seed, change=lambda text: text):
+    """Runs a launch as native.py would pack it. ``change``: of its code."""
+    with offline.target(90):
+        compiled = launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
+    compiled.module, compiled.function = "loaded", 0
+    values = [value.base if is_descriptor(value) else value for value in launch.arguments.values()]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    packer = native._Packer(PACKED, {id(tensor): part for part, tensor in enumerate(tensors)})
+    kernel = packer.kernel(launch, compiled)
+    ptx.Launch(change(compiled.asm["ptx"]), kernel, [tensors[part] for part in packer.used]).run(seed)
+
+
+class Call:
+    """A random call of a shape, a tile for it, and what became of it."""
+
+    def __init__(self, tile, batch, channels, outputs, size, *, kernel=3, padding=1, dilation=1, dtype=torch.bfloat16,
+                 bias=True, relu=False, quotient=False, processors=1, change=lambda text: text, seed=0):  # fmt: skip
+        torch.manual_seed(seed)
+        last = {"memory_format": torch.channels_last}
+        self.x = torch.randn(batch, channels, *size).to(dtype).contiguous(**last)
+        self.x[0] = 0
+        self.w = torch.randn(outputs, channels, kernel, kernel).to(dtype).contiguous(**last)
+        self.bias, self.alpha = torch.randn(outputs).to(dtype) if bias else None, torch.tensor(1.25)
+        self.geometry = {"padding": padding, "dilation": dilation}
+        self.relu = relu
+
+        def issue(launch):
+            if launch.kernel.__name__ == "sum_of_squares":
+                launch.arguments["plane"].copy_(self.x.float().square().sum(1).flatten(1)[:, None])
+            else:
+                self.launch = launch
+                emulate(launch, seed, change)
+
+        spec = ConvSpec((1, 1), (padding,) * 2, (dilation,) * 2, 1, 0.01, relu)
+        problem = Problem(self.x, self.w, spec, Device("", 90, processors), issue, {"forward": tile})
+        self.y, self.quotient, self.norm = Forward(problem, self.bias, self.alpha, quotient).run()
+
+    def check(self):
+        allowed = 4e-3 if self.x.dtype == torch.bfloat16 else 5e-4
+        operands = [t if t is None else t.double() for t in (self.x, self.w, self.bias)]
+        exact = oracle.compact_conv(*operands, self.alpha.double(), delta=0.01, relu=self.relu, **self.geometry)
+        assert relative_error(self.y, exact) < allowed
+        norm = oracle.patch_norms(self.x, self.w.shape[2:], **self.geometry)
+        torch.testing.assert_close(self.norm.double(), norm, rtol=1e-5, atol=0)
+        if self.quotient.numel():
+            exact = oracle.compact_conv(*operands[:2], delta=0.01, **self.geometry)
+            assert relative_error(self.quotient, exact) < allowed
+
+
+@pytest.mark.parametrize(
+    ("resident", "call"),
+    [
+        (True, lambda: Call(NARROW, 3, 64, 56, (11, 13), relu=True)),
+        (True, lambda: Call(WIDE, 4, 128, 128, (13, 10), kernel=1, padding=0, bias=False)),
+        (False, lambda: Call(NARROW, 3, 128, 64, (9, 14), quotient=True)),
+        (
+            False,
+            lambda: Call(
+                WIDE, 2, 64, 136, (10, 9), padding=2, dilation=2, bias=False, dtype=torch.float16, processors=2
+            ),
+        ),
+        (False, lambda: Call(WIDE, 2, 64, 128, (5, 18), quotient=True, seed=1)),
+    ],
+    ids=["resident", "resident pixels", "ring, quotient", "two blocks, fp16", "quotient"],
+)
+def test_results_are_right(resident, call):
+    """Ragged edges on all sides, more tiles than consumers, weights in one block or two."""
+    call = call()
+    assert call.launch.arguments["RESIDENT"] == resident
+    assert call.launch.arguments["tiles"] >= 3 * call.launch.grid[0]
+    call.check()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "instead"),
+    [
+        (r"(wgmma\.wait_group\S+\s+)1;", r"\g<1>2;"),
+        (r"(wgmma\.wait_group\S+\s+)0;", r"\g<1>1;"),
+        (r"(bulk\.wait_group\.read\s+)1;", r"\g<1>9;"),
+        (r"(expect_tx\S+ _, \[%r\d+\], )32768;", r"\g<1>16384;"),
+    ],
+    ids=["stages are released too early", "a tile ends too early", "buffers are filled too early", "half is enough"],
+)
+def test_faults_are_seen(pattern, instead):
+    def change(text):
+        changed, count = re.subn(pattern, instead, text)
+        assert count, "nothing was changed"
+        return changed
+
+    with pytest.raises(AssertionError, match=r"^(?!nothing was changed)"):
+        Call(WIDE, 3, 64, 128, (16, 16), change=change).check()
