@@ -68,6 +68,7 @@ def test_check_fails_on_a_fault(monkeypatch, capsys):
         ({"races": True}, ["fills registers while asynchronous products are under way, which may still read them"]),
         ({"shared_bytes": 300000}, ["needs 300000 bytes of shared memory"]),
         ({"wgmma": 0}, ["has no wgmma"]),
+        ({"wgmma": 0, "kernel": "forward_persistent"}, ["has no wgmma"]),
         ({"wgmma": 0, "kernel": "forward_gather"}, []),
     ],
 )
@@ -199,3 +200,16 @@ def test_batches_of_a_class_are_launched_by_the_same_kernels(batches, layer, dty
     assert len({config.batch_class(batch) for batch in batches}) == 1
     for batch in batches[1:]:
         assert kernels(batch) <= first
+
+
+@pytest.mark.parametrize(
+    ("order", "early"),
+    [("dot some load all", True), ("dot some all load", False), ("load dot some", True), ("load dot all", False)],
+)
+def test_products_are_under_way_until_all_are_waited_for(order, early):
+    """What a loop around loops does, too: it is read as it is written, and as its next round finds it."""
+    lines = {"dot": "%u = ttng.warp_group_dot %a, %b {isAsync = true}", "load": "%v = ttg.local_load %c",
+             "some": "ttng.warp_group_dot_wait %u {pendings = 1 : i32}",
+             "all": "ttng.warp_group_dot_wait %u {pendings = 0 : i32}"}  # fmt: skip
+    body = "\n".join(f"    {lines[name]}" for name in order.split())
+    assert offline._races(f"  %u = scf.for %i = %a to %b {{\n{body}\n  }}") == early

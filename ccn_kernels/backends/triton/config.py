@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .geometry import Axes, Geometry, box_of, is_linear, next_power_of_two, squares_of_centre
+from .geometry import Axes, Geometry, box_of, is_linear, next_power_of_two, part_of, squares_of_centre
 
 CONFIGS = Path(__file__).parent / "configs"
 USER_TABLE = "CCN_TUNED"  # environment variable: a file of `ccn tune`, before the package's own
@@ -265,14 +265,21 @@ def keeps_weights(tile: Tile, geometry: Geometry) -> bool:
     """Whether a persistent tile's shared memory holds all weights, beside what its stages and its ends take."""
     weights = geometry.taps * geometry.in_channels * tile.outputs
     boxes = tile.stages * tile.places * tile.depth
-    buffers = 4 * tile.places * tile.outputs // copies_of(tile)
+    buffers = 4 * tile.places * tile.outputs // _copies(tile)
     fits = 2 * (weights + boxes + buffers) + SMALL_SHARED <= SHARED_LIMITS[90]
     return fits and geometry.out_channels <= tile.outputs
 
 
-def copies_of(tile: Tile) -> int:
+def _copies(tile: Tile) -> int:
     """How many bulk copies write a persistent tile: each 32 places or 64 outputs, whichever are columns there."""
     return tile.places // 32 if tile.places > tile.outputs else tile.outputs // 64
+
+
+def written_part(tile: Tile, box: Axes) -> tuple[Axes, int]:
+    """The box, and the outputs, of what one of these copies writes."""
+    if tile.places > tile.outputs:
+        return part_of(box, _copies(tile)), tile.outputs
+    return box, tile.outputs // _copies(tile)
 
 
 # What a heuristic chooses from: places x outputs (wgrad: x depth), warps, stages. None spills: see `ccn kernels`.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from . import convolution, epilogue
 from . import fprop as kernels
-from .config import Tile, copies_of, is_unrolled, keeps_weights
-from .geometry import ONES, Axes, part_of
+from .config import Tile, is_unrolled, keeps_weights, written_part
+from .geometry import ONES, Axes
 from .launch import (
     CONSTANTS,
     PLACES,
@@ -77,10 +77,8 @@ class Forward:
         from . import persistent  # Gluon, which not every Triton has
 
         problem, geometry = self.problem, self.geometry
-        box, copies = problem.box(tile, geometry.extent), copies_of(tile)
-        part, outputs = (box, tile.outputs // copies)
-        if tile.places > tile.outputs:
-            part, outputs = part_of(box, copies), tile.outputs
+        box = problem.box(tile, geometry.extent)
+        part, outputs = written_part(tile, box)
         tiles = tiles_of(geometry.batch, geometry.extent, box)
         blocks = ceil(geometry.out_channels / tile.outputs)
         programs = prod(tiles) * blocks
@@ -88,18 +86,19 @@ class Forward:
         def image(source: Operand, extent: Axes, box: Axes, channels: int) -> Any:
             return persistent.swizzled(image_descriptor(source, extent, ONES, box, channels))
 
+        def result(tensor: Tensor | None) -> Any:
+            return None if tensor is None else image(operand(tensor), geometry.extent, part, outputs)
+
         w = weight_descriptor(boxed(problem.w, packed=True), geometry.taps, (tile.outputs, tile.depth))
         arguments = {
-            **self._results(), "x": image(boxed(problem.x), geometry.in_extent, box, tile.depth),
-            "w": persistent.swizzled(w), "y": image(self.y, geometry.extent, part, outputs),
+            **self._results(), "y": result(self.y.tensor), "quotient": result(self.quotient),
+            "x": image(boxed(problem.x), geometry.in_extent, box, tile.depth), "w": persistent.swizzled(w),
             "plane": sum_of_squares(problem, True), "tiles": programs, "tiles_h": tiles[1], "tiles_w": tiles[2],
             "tiles_o": blocks, "BOX": box, "BLOCK_O": tile.outputs, "BLOCK_K": tile.depth, "STAGES": tile.stages,
             "RESIDENT": keeps_weights(tile, geometry),
             **problem.geometry_arguments("batch", "in_extent", "extent", "IN_CHANNELS", "OUT_CHANNELS", "KERNEL",
                                          "PADDING", "DILATION", "INDEX"),
         }  # fmt: skip
-        if self.quotient is not None:
-            arguments["quotient"] = image(operand(self.quotient), geometry.extent, part, outputs)
         grid = (min(problem.device.processors, programs),)
         problem.issue(Launch(persistent.forward_persistent, grid, arguments, tile.warps, tile.stages, True))
 
