@@ -159,8 +159,8 @@ def _run(rank: int, operands: tuple[Any, ...], settings: tuple[Any, ...], backen
     if name == "reference":
         return reference.run(call)
     input, spec = autograd.seen_by(name, input, weight, spec)
-    as_given = leading is None and all(map(operator.is_, (input, weight, bias, alpha), operands))
-    if signature is not None and as_given and known.tells(settings):
+    keeps = signature is not None and leading is None and known.tells(settings)
+    if keeps and all(map(operator.is_, (input, weight, bias, alpha), operands)):  # nothing was cast or padded
         known.keep(signature, spec, name)
     return call.restore(autograd.compact_conv(input, weight, bias, alpha, spec, name))
 

@@ -60,7 +60,7 @@ def seen_pixels(input: Tensor, kernel_size: tuple[int, ...], spec: ConvSpec) -> 
     seen = input[(slice(None), slice(None), *(slice(None, None, step) for step in spec.stride))]
     if is_channels_last(input) and not is_channels_last(seen):  # of an odd height: images overlap, as ATen sees it
         seen = seen.contiguous(memory_format=memory_format(input, input))
-    return seen, spec._replace(stride=ones)
+    return seen, ConvSpec(*spec)._replace(stride=ones)  # which stands for no known call
 
 
 def settled(input: Tensor) -> Tensor:

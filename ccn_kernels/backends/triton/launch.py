@@ -167,7 +167,8 @@ class Problem:
         self.precision = fp32_precision(spec)
         self.shape = (input.shape[0], weight.shape[0], *output_size(spec, input, weight))
         outputs = self.places * self.geometry.groups * self.geometry.out_channels
-        self.reach = max(outputs, self.in_places * weight.shape[1] * spec.groups, self.x.reach)
+        most = max(outputs, self.in_places * weight.shape[1] * spec.groups, self.x.reach)
+        self.reach = most + WIDEST  # the last tile's places, too
         self.buffers: list[Tensor] = []  # what was allocated for kernels
         self.trace: list[tuple[Launch, Any] | Called] = []  # what was done: launches with what they return
         self._tiles = tiles or {}

@@ -62,7 +62,9 @@ def batch(traced: Sequence[tuple[Launch, Any]], parts: Mapping[int, int], device
 def _is_plain(compiled: Any) -> bool:
     """Whether a kernel takes nothing but its arguments and a grid of blocks."""
     metadata = compiled.metadata
-    return metadata.num_ctas == 1 and not any(getattr(metadata, name, None) for name in BEYOND)
+    boxes = [kind for kind in compiled.src.signature.values() if str(kind).startswith("tensordesc")]
+    mapped = len(metadata.tensordesc_meta or ()) == len(boxes)  # else they are taken apart, as before Hopper
+    return mapped and metadata.num_ctas == 1 and not any(getattr(metadata, name, None) for name in BEYOND)
 
 
 def hooked() -> bool:

@@ -58,7 +58,10 @@ class Step(NamedTuple):
 
 
 class Together(NamedTuple):
-    """Launches that follow each other, by one call; by Triton's launcher while a profiler listens to it."""
+    """Launches that follow each other, by one call; by Triton's launcher while a profiler listens to it.
+
+    The steps also keep the compiled kernels, which unload their code when they go.
+    """
 
     steps: list[Step]
     batch: native.Batch
@@ -169,9 +172,21 @@ def _keep(recipes: Recipes, key: Hashable, operands: Operands, results: Sequence
         recipes[key] = _record(operands, results, problem)
 
 
+class _Untraced(Exception):
+    """A tensor of which a replay would not know what it is."""
+
+
+class _Parts(dict[int, int]):
+    """For the identity of each tensor, its number among those of a replay."""
+
+    def __missing__(self, key: int) -> int:
+        raise _Untraced
+
+
 def _record(operands: Operands, results: Sequence[Tensor], problem: Problem) -> Recipe | None:
     """The recipe of a pass; None where a step took, or the pass returned, a tensor that it did not trace."""
-    parts = {id(tensor): part for part, tensor in enumerate((*operands, *problem.buffers)) if tensor is not None}
+    known = (*operands, *problem.buffers)
+    parts = _Parts({id(tensor): part for part, tensor in enumerate(known) if tensor is not None})
     count = len(operands) + len(problem.buffers)
     steps: list[Step | Call | Together] = []
     try:
@@ -187,7 +202,7 @@ def _record(operands: Operands, results: Sequence[Tensor], problem: Problem) -> 
                     count += 1
         buffers = [_shared(made) if made.shape == (0,) else Buffer.like(made) for made in problem.buffers]
         return Recipe(buffers, steps, [parts[id(result)] for result in results])
-    except KeyError:
+    except _Untraced:
         return None
 
 
