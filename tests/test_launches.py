@@ -151,7 +151,9 @@ def test_kernels_that_are_instrumented_are_launched_by_triton(recorded, mode):
     """They take more than their arguments."""
     launch, kernel = recorded.traced[0]
     assert native._is_plain(kernel)
-    other = SimpleNamespace(metadata=kernel.metadata._replace(instrumentation_mode=mode))  # the kernel itself is cached
+    other = SimpleNamespace(
+        src=kernel.src, metadata=kernel.metadata._replace(instrumentation_mode=mode)
+    )  # the kernel itself is cached
     assert native.batch([(launch, other)], {}, 0) is None
 
 
@@ -165,7 +167,7 @@ def test_kernels_that_take_scratch_memory_are_left_to_triton(recorded):
     launch, kernel = recorded.traced[1]
     parts = {id(tensor): part for part, tensor in enumerate((*recorded.operands, *recorded.problem.buffers))}
     assert native.batch([(launch, kernel)], parts, 0) is not None
-    changed = SimpleNamespace(metadata=kernel.metadata._replace(global_scratch_size=8))
+    changed = SimpleNamespace(src=kernel.src, metadata=kernel.metadata._replace(global_scratch_size=8))
     assert native.batch([(launch, changed)], parts, 0) is None
 
 
