@@ -18,3 +18,17 @@ def ieee() -> Iterator[None]:
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+@contextmanager
+def ieee_cpu() -> Iterator[None]:
+    """The same on a CPU, where float32 products may be bfloat16 ones if ``torch`` was told that they may."""
+    settings = torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = [each.fp32_precision for each in settings]
+    for each in settings:
+        each.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for each, precision in zip(settings, before, strict=True):
+            each.fp32_precision = precision
