@@ -167,6 +167,18 @@ def test_the_chain_is_not_broken():
         assert lower in imports(path_of(upper))
 
 
+def test_what_proves_knows_nothing_of_what_attacks():
+    """Bounds are of layers alone, each module of them of those before it; only the report sees both."""
+    order = [
+        f"robustness.bounds.{name}" for name in ("regions", "rows", "compact", "elementwise", "weighted", "slopes")
+    ]
+    for place, name in enumerate([*order, "robustness.bounds.walk"]):
+        allowed = {*order[:place], "layers", "models", "robustness.precision"}
+        assert of_the_package(imports(path_of(name))) <= allowed, name
+    found = of_the_package(imports(path_of("robustness.certified")))
+    assert found <= {"robustness.bounds.walk", "robustness.bounds.regions", "robustness.bounds.slopes"}
+
+
 @pytest.mark.parametrize("name", ["spec", "arguments", "reference"])
 def test_the_foundations_import_torch_and_the_standard_library_alone(name):
     outside = {found.split(".")[0] for found in imports(path_of(name))} - of_the_package(imports(path_of(name)))

@@ -28,9 +28,11 @@ SMALLEST, HALVINGS = 1e-9, 14  # of the largest radius that is tried; 14 leave a
 
 
 class Certifier:
-    """A network whose bounds are ready; it shares nothing with the model. Arguments and errors: :func:`certified_radius`."""
+    """A network whose bounds are ready; it shares nothing with the model. See :func:`certified_radius`."""
 
-    def __init__(self, model: nn.Module, shape: tuple[int, ...], norm: str = "linf", method: str = "linearised") -> None:
+    def __init__(
+        self, model: nn.Module, shape: tuple[int, ...], norm: str = "linf", method: str = "linearised"
+    ) -> None:
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
         if method not in METHODS:
@@ -72,9 +74,7 @@ class Certifier:
         pairs = zip(images.split(1), labels.split(1), strict=True)
         return batched([slopes(self.path(label), image, self.norm) for image, label in pairs])
 
-    def regions(
-        self, path: Sequence[Step], images: Tensor, size: Tensor, slopes: list[Slopes] | None
-    ) -> list[Region]:
+    def regions(self, path: Sequence[Step], images: Tensor, size: Tensor, slopes: list[Slopes] | None) -> list[Region]:
         """Before every layer, and the margins, for all images within ``size`` [N]."""
         start = around(images, size, self.norm)
         if slopes is not None:

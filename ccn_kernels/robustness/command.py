@@ -1,4 +1,4 @@
-"""The commands ``ccn train``, ``attack``, ``table`` and ``figure``: their options, and what becomes of them."""
+"""``ccn train``, ``attack``, ``certify``, ``table`` and ``figure``: their options, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .config import METHODS, SCHEDULES, TrainConfig
 EXTRA = "this needs the extra, `pip install 'ccn-kernels[robustness]'`"
 SIZED = ("fgsm", "pgd")  # attacks of a given size; the others look for the smallest
 ATTACKS = (*SIZED, "deepfool", "deepfool_2018", "cw")
+BOUNDS = ("linearised", "hybrid", "interval", "lipschitz")
 EPSILONS = (0.1, 0.2, 0.3, 0.4)
 PAPER_S = {"mnist": "mnist", "cifar10": "cifar10", "ilsvrc": "ilsvrc_val"}  # as the paper's numbers name data sets
 HELP = {
@@ -30,7 +31,7 @@ HELP = {
 
 
 def add_parsers(commands: Any) -> None:
-    """Adds the four to ``ccn``; importing this module is light."""
+    """Adds the five to ``ccn``; importing this module is light."""
     train = commands.add_parser("train", help="train a network of the paper, in any variant")
     train.add_argument("--dataset", choices=tuple(SCHEDULES), default="digits")
     train.add_argument("--variant", choices=VARIANTS, default="ccn")
@@ -54,6 +55,15 @@ def add_parsers(commands: Any) -> None:
     _add_machine(attack)
     _add_tree(attack, sized=False)
     attack.set_defaults(run=_with_extra(_attack))
+
+    certify = commands.add_parser("certify", help="radii within which no attack can succeed, proved image by image")
+    certify.add_argument("network", type=Path, metavar="DIR", help="what `ccn train` wrote")
+    certify.add_argument("--images", type=_count, default=20, metavar="N", help="the first N test images; default: 20")
+    certify.add_argument("--method", choices=BOUNDS, default=BOUNDS[0],
+                         help="linearised (default) takes seconds an image, the others a fraction")  # fmt: skip
+    certify.add_argument("--data", type=Path, metavar="DIR", help="where the data set's files lie")
+    certify.add_argument("--out", type=Path, metavar="FILE", help="default: DIR/certified-METHOD.json")
+    certify.set_defaults(run=_with_extra(_certify), device="cpu")
 
     for name, numbers in (("table", "1 to 9, 11 to 13"), ("figure", "1, 2, 5, 6")):
         parser = commands.add_parser(name, help=f"{name}s of the paper ({numbers}), trained and measured here")
@@ -179,13 +189,33 @@ def _attack(args: argparse.Namespace) -> None:
     device = _device(args)
     attack = sized_for(device, _made(args, device))
     run = runs.load(args.network, device)
-    try:
-        name, image_size = run.record["data"]["name"], run.record["data"]["shape"][1]
-    except runs.FOREIGN:
-        raise ValueError(f"{args.network} has no whole {runs.RECORD}: its data set is not known") from None
+    name, image_size = _trained_on(run, args.network)
     split = _dataset(name, args, image_size).test
     outcome = evaluation.evaluate(run, attack, split, args.count, args.network / "attacks", seed=args.seed)
     print(evaluation.summary(run, attack, outcome))
+
+
+def _trained_on(run: Any, folder: Path) -> tuple[str, int]:
+    """The data set's name, and its images' size."""
+    from . import runs
+
+    try:
+        return run.record["data"]["name"], run.record["data"]["shape"][1]
+    except runs.FOREIGN:
+        raise ValueError(f"{folder} has no whole {runs.RECORD}: its data set is not known") from None
+
+
+def _certify(args: argparse.Namespace) -> None:
+    from . import certified_report, runs
+
+    run = runs.load(args.network)
+    name, image_size = _trained_on(run, args.network)
+    if name == "folder":
+        raise ValueError("ccn certify reads mnist, cifar10 and the digits; for other images, call certified_radius")
+    found = certified_report.measure(run, _dataset(name, args, image_size).test, args.images, args.method)
+    out = args.out or args.network / f"certified-{args.method}.json"
+    certified_report.write(out, found)
+    print(f"{certified_report.summary(run, found)}\nwrote {out}")
 
 
 def _made(args: argparse.Namespace, device: str) -> Any:

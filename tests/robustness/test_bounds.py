@@ -18,6 +18,15 @@ SIZES = st.floats(-3, 1).map(lambda power: 10**power)
 SEEDS = st.integers(0, 10**6)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These networks are too small for two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def f(p, delta):
     return p / (p.norm() + delta)
 
@@ -119,8 +128,19 @@ def networks():
         pool = nn.MaxPool2d(2, 2) if name != "plain" else nn.MaxPool2d(3, 2)
         if name == "plain":
             middle = CompactLinear(4 * 3 * 3, 6)
-        yield name, nn.Sequential(
-            Center(), nn.Sequential(conv, norm), activation, pool, nn.Dropout(), nn.Flatten(), middle, nn.ReLU(), head
+        yield (
+            name,
+            nn.Sequential(
+                Center(),
+                nn.Sequential(conv, norm),
+                activation,
+                pool,
+                nn.Dropout(),
+                nn.Flatten(),
+                middle,
+                nn.ReLU(),
+                head,
+            ),
         )
 
 

@@ -15,6 +15,15 @@ from ccn_kernels.robustness.certified import METHODS, NORMS, certified_radius
 VARIANTS = ("sm", "brelu", "bn", "l2sm", "ccn")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These networks are too small for two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def grey(count):
     """Images away from 0 and 1, where a ball is whole."""
     return torch.rand(count, 1, 3, 3, dtype=torch.float64).mul(0.1).add(0.45)
@@ -100,7 +109,9 @@ def test_no_attack_succeeds_within_a_certified_radius(trained, method):
         assert outcome["fooled"].any()
         assert (distances > radii["l2"])[outcome["fooled"]].all()
         for epsilon in radii["l2"].unique().tolist():
-            attacked = foolbox.attacks.L2PGD(steps=10)(foolbox.PyTorchModel(model, (0, 1)), images, labels, epsilons=epsilon)
+            attacked = foolbox.attacks.L2PGD(steps=10)(
+                foolbox.PyTorchModel(model, (0, 1)), images, labels, epsilons=epsilon
+            )
             assert not attacked[2][radii["l2"] >= epsilon].any()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ccn_kernels import cli, robustness
-from ccn_kernels.robustness import command, data, paper, runs, scales, tree
+from ccn_kernels.robustness import certified_report, command, data, paper, runs, scales, tree
 from ccn_kernels.robustness.command import EXTRA
 from ccn_kernels.robustness.lab import Lab
 
@@ -160,3 +160,15 @@ def test_the_extra_is_named_where_it_is_missing(capsys, monkeypatch):
         monkeypatch.delattr(robustness, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert EXTRA in fails(capsys, "table", "1")
+
+
+@pytest.mark.usefixtures("few")
+def test_certify_sets_what_is_proved_beside_what_is_refuted(tmp_path, capsys, monkeypatch):
+    succeeds(capsys, *TRAIN, "--out", tmp_path / "ccn")
+    asked = ["certify", tmp_path / "ccn", "--images", 3, "--method", "hybrid"]
+    assert "CCN, hybrid bounds" in succeeds(capsys, *asked)
+    record = json.loads((tmp_path / "ccn" / "certified-hybrid.json").read_text())
+    assert all(len(record["norms"][norm]["certified"]) == 3 for norm in ("linf", "l2"))
+    too_much = torch.ones(40, dtype=torch.float64)
+    monkeypatch.setattr(certified_report, "certified_radius", lambda *args, **options: too_much)
+    assert "succeeds within the certified linf radius" in fails(capsys, *asked, "--images", 40)

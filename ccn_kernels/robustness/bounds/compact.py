@@ -1,6 +1,6 @@
 """The map ``f(p) = p / (||p|| + delta)`` of a patch p near a center c; d is ``||p|| + delta``.
 
-Arguments, all of one shape: ``norm`` is ||c||, ``change`` the largest ||p - c||, ``least`` and ``most`` the ends of ||p||.
+Arguments, all of one shape: ``norm`` is ||c||, ``change`` the largest ||p - c||, ``least`` the smallest ||p||.
 """
 
 from __future__ import annotations

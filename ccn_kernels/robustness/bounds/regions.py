@@ -1,7 +1,7 @@
-"""Sets of activations: a box, a ball in L2 around the activations of the image itself, and what is left of the first order.
+"""Sets of activations: a box and a ball in L2 around those of the image itself; and what the first order leaves out.
 
-All is float64. A sum of n terms is off by n * 2**-53 of the sum of their magnitudes at most, in any order: every bound is
-moved outwards by SLACK of these magnitudes, which is more than that for n < 80,000.
+All is float64. A sum of n terms is off by n * 2**-53 of the sum of their magnitudes at most, in any order: every bound
+is moved outwards by SLACK of these magnitudes, which is more than that for n < 80,000.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Interval(NamedTuple):
 class Slopes(NamedTuple):
     """The first order of activations in the image: ``-fall * r <= J (x' - x) <= rise * r`` at radius r; [N, ...] each.
 
-    ``ahead`` [N, taps, ...], of a pool alone: the rise of a window's elements over the one that is largest at the center.
+    ``ahead`` [N, taps, ...], before a pool: the rise of a window's elements over the one that is largest at the center.
     """
 
     rise: Tensor

@@ -1,7 +1,7 @@
 """The linear part of a layer, as its bounds need it: rows of weights that are multiplied with patches.
 
-A linear layer has one patch, all its features. Shapes: x [N, C, *in], products [N, O, *out], what is said of a patch and
-group [N, G, *out].
+A linear layer has one patch, all its features. Shapes: x [N, C, *in], products [N, O, *out], what is said of a patch
+and group [N, G, *out].
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ def slopes(path: Sequence[Step], image: Tensor, norm: str) -> list[Slopes]:
             ]
             sums = [a + b for a, b in zip(sums, found, strict=True)] if len(sums) > 1 else found
     parts = iter([(1 + 2 * TANGENTS * UNIT) * part.pow(1 / power) + FLOOR for part in sums])
-    return [Slopes(next(parts), next(parts), next(parts) if isinstance(step, MaxPool) else None) for step in [*path, None]]
+    return [
+        Slopes(next(parts), next(parts), next(parts) if isinstance(step, MaxPool) else None) for step in [*path, None]
+    ]
 
 
 def batched(images: Sequence[Sequence[Slopes]]) -> list[Slopes]:

@@ -14,7 +14,7 @@ from .rows import Rows
 
 
 class Patches(NamedTuple):
-    """What is known of patches p in a region around c, [N, G, *out] each: ||c||, ||p - c|| at most, the ends of ||p||."""
+    """Of patches p in a region around c: ||c||, the largest ||p - c||, the ends of ||p||; [N, G, *out] each."""
 
     norm: Tensor
     change: Tensor
