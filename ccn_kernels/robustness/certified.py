@@ -37,7 +37,7 @@ class Certifier:
             raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
         if method not in METHODS:
             raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
-        if not isinstance(model, nn.Sequential):
+        if type(model) is not nn.Sequential:
             raise TypeError(f"bounds go through the layers of an nn.Sequential, got a {type(model).__name__}")
         *layers, (_, last, _) = walk.steps(copy.deepcopy(model).double().cpu().eval(), shape)
         if not isinstance(last, nn.Linear) or getattr(last, "activation", None) is not None:

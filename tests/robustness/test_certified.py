@@ -10,7 +10,7 @@ from torch import nn
 from ccn_kernels import CompactConv2d, CompactLinear, models
 from ccn_kernels.robustness import data
 from ccn_kernels.robustness.attacks import FGSM, PGD, DeepFool, exact
-from ccn_kernels.robustness.certified import METHODS, NORMS, certified_radius
+from ccn_kernels.robustness.certified import METHODS, NORMS, Certifier, certified_radius
 
 VARIANTS = ("sm", "brelu", "bn", "l2sm", "ccn")
 
@@ -145,7 +145,19 @@ def test_a_network_that_is_certain_has_the_largest_radius():
     assert certified_radius(model, images, labels, "l2").tolist() == pytest.approx([3, 3], rel=5e-3)
 
 
+def test_a_layer_that_stands_in_two_places_counts_twice():
+    half, head = nn.Linear(9, 9), nn.Linear(9, 2)
+    certifier = Certifier(nn.Sequential(nn.Flatten(), half, half, head), (1, 3, 3))
+    assert certifier.names == ["0", "1", "2"]
+
+
 def test_what_cannot_be_proved_is_said():
+    class Odd(nn.ReLU):
+        def forward(self, input):
+            return input.square()
+
+    with pytest.raises(TypeError, match="no bound is known of 0, a Odd"):
+        certified_radius(nn.Sequential(Odd(), nn.Flatten(), nn.Linear(9, 2)), grey(1), torch.tensor([0]))
     images, labels = torch.rand(2, 1, 28, 28), torch.tensor([0, 1])
     with pytest.raises(TypeError, match="no bound is known of conv1_lrn, a LocalResponseNorm"):
         certified_radius(models.paper_mnist_cnn("lrn"), images, labels)

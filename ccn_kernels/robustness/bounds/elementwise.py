@@ -95,11 +95,15 @@ class MaxPool:
 
 
 class BatchNorm:
-    """Batch normalisation in evaluation: a scale and a shift for every channel."""
+    """Batch normalisation in evaluation: a scale and a shift for every channel.
+
+    Raises:
+        ValueError: it has no running statistics.
+    """
 
     def __init__(self, layer: nn.BatchNorm2d) -> None:
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
+        if layer.running_mean is None or layer.running_var is None:
+            raise ValueError(f"bounds are known of batch normalisation by running statistics, got {layer}")
         scale = (layer.running_var + layer.eps).rsqrt() * (1 if layer.weight is None else layer.weight.detach())
         self.shift = (0 if layer.bias is None else layer.bias.detach()) - scale * layer.running_mean
         self.scale = scale.view(-1, 1, 1)

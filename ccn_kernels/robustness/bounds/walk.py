@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ...layers import CompactConv2d, CompactLinear
 from ...models import Center
 from .elementwise import BatchNorm, MaxPool, Monotone
 from .regions import Interval, Region, Slopes, Step, along, met
 from .rows import Convolution, Dense, Rows
 from .weighted import weighted
 
+WEIGHTED = (nn.Conv2d, nn.Linear, CompactConv2d, CompactLinear)
 SAME = (nn.Dropout, nn.Identity)  # in evaluation
 PASSES = 2  # the error of a compact layer falls with the box that it makes
 
@@ -64,23 +66,29 @@ def margins(last: nn.Linear, labels: Tensor) -> Step:
 
 
 def _flat(model: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    for name, layer in model.named_children():
-        if isinstance(layer, nn.Sequential):
+    for name, layer in model._modules.items():  # named_children() leaves out what stands in two places
+        assert layer is not None
+        if isinstance(layer, nn.Sequential) and _is(layer, nn.Sequential):
             yield from _flat(layer, f"{prefix}{name}.")
         else:
             yield prefix + name, layer
 
 
 def _step(name: str, layer: nn.Module, x: Tensor) -> Step:
-    if isinstance(layer, (nn.Conv2d, nn.Linear)):
+    if isinstance(layer, (nn.Conv2d, nn.Linear)) and _is(layer, *WEIGHTED):
         return weighted(layer, _rows(layer, x), None if layer.bias is None else layer.bias.detach())
-    if isinstance(layer, nn.BatchNorm2d):
+    if isinstance(layer, nn.BatchNorm2d) and _is(layer, nn.BatchNorm2d):
         return BatchNorm(layer)
-    if isinstance(layer, nn.MaxPool2d):
+    if isinstance(layer, nn.MaxPool2d) and _is(layer, nn.MaxPool2d):
         return MaxPool(layer)
-    if isinstance(layer, (nn.ReLU, nn.Hardtanh, nn.Flatten, Center, *SAME)):
+    if _is(layer, nn.ReLU, nn.Hardtanh, nn.Flatten, Center, *SAME):
         return Monotone(layer)
     raise TypeError(f"no bound is known of {name}, a {type(layer).__name__}")
+
+
+def _is(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """A subclass may compute something else."""
+    return type(module) in kinds
 
 
 def _rows(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Rows:
