@@ -5,12 +5,14 @@ import math
 import foolbox
 import pytest
 import torch
+from small import as_run
 from torch import nn
 
 from ccn_kernels import CompactConv2d, CompactLinear, models
-from ccn_kernels.robustness import data
+from ccn_kernels.robustness import certified_report, data
 from ccn_kernels.robustness.attacks import FGSM, PGD, DeepFool, exact
 from ccn_kernels.robustness.certified import METHODS, NORMS, Certifier, certified_radius
+from ccn_kernels.robustness.data.splits import TensorSplit
 
 VARIANTS = ("sm", "brelu", "bn", "l2sm", "ccn")
 
@@ -143,6 +145,17 @@ def test_a_network_that_is_certain_has_the_largest_radius():
     images, labels = grey(2), torch.tensor([0, 0])
     assert certified_radius(model, images, labels, "linf", method="hybrid").tolist() == pytest.approx([1, 1], rel=5e-3)
     assert certified_radius(model, images, labels, "l2").tolist() == pytest.approx([3, 3], rel=5e-3)
+
+
+def test_the_report_fails_where_an_attack_contradicts_a_proof(monkeypatch):
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), grey(4).float()
+    split = TensorSplit(images, model(images).argmax(1), "cpu")
+    found = certified_report.measure(as_run(model), split, 4, "hybrid")
+    for values in found["norms"].values():
+        assert 0 < values["median_certified"] < values["median_attacked"]
+    monkeypatch.setattr(certified_report, "certified_radius", lambda *args, **options: torch.ones(4).double())
+    with pytest.raises(RuntimeError, match="PGD succeeds within the certified linf radius of images"):
+        certified_report.measure(as_run(model), split, 4, "hybrid")
 
 
 def test_a_layer_that_stands_in_two_places_counts_twice():
