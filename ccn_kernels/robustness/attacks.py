@@ -31,7 +31,8 @@ class Attack(Protocol):
     ``batch_size`` is for images of 32x32: it is smaller where they are larger.
     """
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str: ...
 
     @property
     def batch_size(self) -> int: ...
@@ -54,7 +55,7 @@ class FGSM:
         _check(self.epsilons)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
-        _, fooled = _foolbox(foolbox.attacks.FGSM(), model, images, labels, list(self.epsilons))
+        _, fooled = run_foolbox(foolbox.attacks.FGSM(), model, images, labels, list(self.epsilons))
         return {"fooled": fooled.T}
 
 
@@ -72,7 +73,7 @@ class PGD:
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
         attack = foolbox.attacks.LinfPGD(steps=self.steps, rel_stepsize=2.5 / self.steps)
-        _, fooled = _foolbox(attack, model, images, labels, list(self.epsilons))
+        _, fooled = run_foolbox(attack, model, images, labels, list(self.epsilons))
         return {"fooled": fooled.T}
 
 
@@ -95,7 +96,7 @@ class DeepFool:
             attack = ClippedDeepFool(steps=2 * self.steps, overshoot=0.05)  # the numbers of its time
         else:
             attack = foolbox.attacks.L2DeepFoolAttack(steps=self.steps, loss="logits")
-        attacked, fooled = _foolbox(attack, model, images, labels, None)
+        attacked, fooled = run_foolbox(attack, model, images, labels, None)
         return {"fooled": fooled, "ratio": _norm(attacked - images) / _norm(images)}
 
 
@@ -125,7 +126,7 @@ class CarliniWagner:
                 abort_early=False,  # Foolbox judges the whole batch's progress: one image would stop its neighbours
             )
             criterion = foolbox.criteria.TargetedMisclassification(target[right])
-            attacked, success = _foolbox(attack, model, images[right], criterion, None)
+            attacked, success = run_foolbox(attack, model, images[right], criterion, None)
             black = attacked.flatten(1).amax(1) == 0  # what foolbox returns where it found nothing
             fooled[right], distance[right] = success & ~black, _norm(attacked - images[right])
         return {"fooled": fooled, "distance": distance}
@@ -145,7 +146,7 @@ class Transfer:
         _check(self.epsilons)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Outcome:
-        crafted, _ = _foolbox(foolbox.attacks.FGSM(), self.source, images, labels, list(self.epsilons))
+        crafted, _ = run_foolbox(foolbox.attacks.FGSM(), self.source, images, labels, list(self.epsilons))
         fooled = [predictions(model, attacked) != labels for attacked in crafted]
         agrees = predictions(self.source, images) == predictions(model, images)
         return {"fooled": torch.stack(fooled, dim=1), "agrees": agrees}
@@ -173,7 +174,7 @@ def sized_for(device: torch.device | str, attack: SomeAttack) -> SomeAttack:
 def adversarial_images(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
     """FGSM's images [N, C, H, W] at one epsilon."""
     with exact(model):
-        return _foolbox(foolbox.attacks.FGSM(), model, images, labels, epsilon)[0]
+        return run_foolbox(foolbox.attacks.FGSM(), model, images, labels, epsilon)[0]
 
 
 def predictions(model: nn.Module, images: Tensor) -> Tensor:
@@ -209,7 +210,8 @@ def _check(epsilons: Sequence[float]) -> None:
         raise ValueError(f"epsilons must be one or more numbers in [0, 1], got {epsilons}")
 
 
-def _foolbox(attack: Any, model: nn.Module, images: Tensor, criterion: Any, epsilons: Any) -> tuple[Any, Tensor]:
+def run_foolbox(attack: Any, model: nn.Module, images: Tensor, criterion: Any, epsilons: Any) -> tuple[Any, Tensor]:
+    """Attacked images [N, C, H, W] (a list of them for several epsilons), and whether each fools the model."""
     target = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
     _, attacked, fooled = attack(target, images, criterion, epsilons=epsilons)
     for each in attacked if isinstance(attacked, list) else [attacked]:

@@ -5,32 +5,58 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import time
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..files import write
 from .attacks import Attack, Outcome, Transfer, exact, gradient_is_zero, predictions
 from .data import Split, fitting, mixed
-from .runs import Run
 
 logger = logging.getLogger("ccn_kernels")
 
 
+class Subject(Protocol):
+    """What is attacked: a :class:`.runs.Run`, or a user's own network."""
+
+    model: nn.Module
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+
 def evaluate(
-    run: Run, attack: Attack, split: Split, count: int | None, folder: Path, *, skip: int = 0, seed: int = 0
+    run: Subject,
+    attack: Attack,
+    split: Split,
+    count: int | None,
+    folder: Path,
+    *,
+    skip: int = 0,
+    seed: int = 0,
+    among: Tensor | None = None,
 ) -> Outcome:
     """What became of images ``skip`` to ``skip + count`` of a split (None: to its end), kept in ``folder``.
 
+    Args:
+        among: of these, the indices of the images that are attacked; None for all.
+
     Returns:
         What the attack says of each image, ``right`` (before it), ``zero_gradient`` (of the network that it is crafted
-        on) and its ``index`` in the split, each [N, ...]. Images that cannot be decoded, and are skipped, are missing.
+        on), the ``seconds`` that it took and its ``index`` in the split, each [N, ...]. Images that cannot be decoded,
+        and are skipped, are missing.
 
     Raises:
         ValueError: there is no such image, or none that can be decoded.
@@ -42,20 +68,23 @@ def evaluate(
         "skip": skip,
         "seed": seed,
     }
+    if among is not None:
+        identity["among"] = hashlib.sha256(among.numpy().tobytes()).hexdigest()
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     path = folder / f"{attack.name}-{name}.safetensors"
     end = len(split) if count is None else min(len(split), skip + count)
+    order: Sequence[int] = range(skip, end) if among is None else among.tolist()
     outcome, done = _read(path, identity)
-    size, begin = fitting(attack.batch_size, split.shape), skip + done
-    batches = split.batches(range(begin, end), size) if begin < end else ()
-    title = f"{run.network.title} {attack.name}"
-    with tqdm(total=end - skip, initial=done, desc=title, unit="image", leave=False, disable=not batches) as bar:
-        for first, (images, labels, index) in zip(range(begin, end, size), batches, strict=True):
-            torch.manual_seed(mixed(seed, first))  # of attacks that start at random
+    size = fitting(attack.batch_size, split.shape)
+    batches = split.batches(order[done:], size) if done < len(order) else ()
+    title = f"{run.title} {attack.name}"
+    with tqdm(total=len(order), initial=done, desc=title, unit="image", leave=False, disable=not batches) as bar:
+        for first, (images, labels, index) in zip(range(done, len(order), size), batches, strict=True):
+            torch.manual_seed(mixed(seed, skip + first))  # of attacks that start at random
             if len(index):
                 found = {**_attacked(run, attack, images.clamp(0, 1), labels), "index": index}
-                outcome = {key: torch.cat([outcome[key], part]) if outcome else part for key, part in found.items()}
-            done = min(first + size, end) - skip
+                outcome = _joined(outcome, found)
+            done = min(first + size, len(order))
             _write(path, identity, outcome, done)
             bar.update(done - bar.n)
     if not outcome:
@@ -81,9 +110,14 @@ def robustness(outcome: Outcome) -> float:
     return torch.where(outcome["right"], outcome["ratio"], 0.0).double().mean().item()
 
 
-def summary(run: Run, attack: Attack, outcome: Outcome) -> str:
+def images_per_second(outcome: Outcome) -> float:
+    """Attacked images a second; NaN where an earlier version's file does not tell."""
+    return 1 / outcome["seconds"].mean().item() if "seconds" in outcome else math.nan
+
+
+def summary(run: Subject, attack: Attack, outcome: Outcome) -> str:
     """A few lines for people."""
-    lines = [f"{run.network.title} under {attack.name}, {len(outcome['right']):,} images",
+    lines = [f"{run.title} under {attack.name}, {len(outcome['right']):,} images",
              f"clean                 {100 * outcome['right'].double().mean():6.2f} %"]  # fmt: skip
     if outcome["fooled"].dim() == 2:
         values = zip(attack.epsilons, accuracy(outcome).tolist(), strict=True)  # type: ignore[attr-defined]
@@ -94,6 +128,8 @@ def summary(run: Run, attack: Attack, outcome: Outcome) -> str:
         lines.append(f"ρ_adv                 {robustness(outcome):6.3f}")
     if "distance" in outcome:
         lines.append(f"mean L2 distance      {outcome['distance'][outcome['fooled']].double().mean():6.3f}")
+    if "seconds" in outcome:
+        lines.append(f"images/s              {images_per_second(outcome):6.1f}")
     return "\n".join([*lines, f"gradients all zero    {100 * outcome['zero_gradient'].double().mean():6.2f} %"])
 
 
@@ -103,13 +139,23 @@ def settings(attack: Attack) -> dict[str, Any]:
     return json.loads(json.dumps({"name": attack.name, **values}))
 
 
-def _attacked(run: Run, attack: Attack, images: Tensor, labels: Tensor) -> Outcome:
+def _attacked(run: Subject, attack: Attack, images: Tensor, labels: Tensor) -> Outcome:
     source = attack.source if isinstance(attack, Transfer) else run.model
     with exact(run.model, source):
+        started = time.perf_counter()
         found = {"right": predictions(run.model, images) == labels,
                  "zero_gradient": gradient_is_zero(source, images, labels),
                  **attack(run.model, images, labels)}  # fmt: skip
-    return {key: part.detach().cpu() for key, part in found.items()}
+        found = {key: part.detach().cpu() for key, part in found.items()}
+    seconds = (time.perf_counter() - started) / len(images)
+    return {**found, "seconds": torch.full((len(images),), seconds, dtype=torch.float64)}
+
+
+def _joined(outcome: Outcome, found: Outcome) -> Outcome:
+    """One after the other; what the first lacks, as earlier versions' files do, is left out."""
+    if not outcome:
+        return found
+    return {key: torch.cat([part, found[key]]) for key, part in outcome.items()}
 
 
 def _read(path: Path, identity: dict[str, Any]) -> tuple[Outcome, int]:

@@ -79,6 +79,11 @@ class Run:
         """A name for exactly these weights: attacks on others are no result for this network."""
         return self.record["weights_sha256"]
 
+    @property
+    def title(self) -> str:
+        """The paper's name of the network."""
+        return self.network.title
+
 
 def save(folder: Path, network: Network, model: nn.Module, data: Dataset, record: dict[str, Any]) -> Run:
     """Writes the weights, then the record: a folder that has one is whole."""

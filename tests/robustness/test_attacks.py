@@ -68,7 +68,7 @@ def test_the_form_of_2018_is_today_s_until_a_wall_is_met():
     for x, alike in ((inside, True), (walls, False)):
         labels = attacks.predictions(model, x)
         today, then = (
-            attacks._foolbox(attack(steps=10, overshoot=0.02), model, x, labels, None)[0]
+            attacks.run_foolbox(attack(steps=10, overshoot=0.02), model, x, labels, None)[0]
             for attack in (foolbox.attacks.L2DeepFoolAttack, attacks.ClippedDeepFool)
         )
         assert torch.allclose(today, then, atol=1e-5) == alike
