@@ -67,7 +67,7 @@ class Worst:
     lines: list[Line] = field(default_factory=list)
     white: dict[float, Tensor] = field(default_factory=dict)
     held: dict[float, Tensor] = field(default_factory=dict)
-    black: dict[str, dict[float, Tensor]] = field(default_factory=dict)  # by attack, of the first images
+    alone: dict[str, dict[float, Tensor]] = field(default_factory=dict)  # by attack and radius, of the first images
 
     @property
     def minimum(self) -> dict[float, float]:
@@ -116,7 +116,6 @@ def worst_case(run: Subject, plan: Plan, split: Split, count: int, folder: Path,
     for attack in plan.black_box:
         outcome = evaluate(run, attack, split, min(count, plan.subset), folder, seed=seed)
         _note(found, attack, outcome)
-        found.black[attack.name] = {epsilon: holds(outcome, attack, epsilon) for epsilon in plan.epsilons}
     return found
 
 
@@ -144,8 +143,8 @@ def _note(found: Worst, attack: Any, outcome: Outcome) -> None:
     """Adds an attack that saw the first images, as many as its outcome has."""
     count = len(outcome["right"])
     line = Line(attack.title, settings(attack), count, images_per_second(outcome))
-    for epsilon in found.plan.epsilons:
-        held = holds(outcome, attack, epsilon)
+    found.alone[attack.name] = {epsilon: holds(outcome, attack, epsilon) for epsilon in found.plan.epsilons}
+    for epsilon, held in found.alone[attack.name].items():
         line.alone[epsilon] = percent(held)
         _strike(found, line, epsilon, torch.arange(count)[~held])
         line.left[epsilon] = percent(found.held[epsilon])

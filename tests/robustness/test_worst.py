@@ -81,7 +81,7 @@ def test_black_boxes_come_last_and_see_the_first_images_whole(bright_or_dark, tm
     assert Picky.seen == [(0.2, [0.1, 0.35, 0.45, 0.55])]
     assert found.white[0.2].tolist() == [True, False, False, False, False, True]
     assert found.held[0.2].tolist() == [True, False, False, False, False, True]  # 0.1 + 0.2 is dark yet
-    assert found.black["picky-linf"][0.2].tolist() == [True, True, False, True]
+    assert found.alone["picky-linf"][0.2].tolist() == [True, True, False, True]
 
 
 def test_what_was_done_is_not_done_again(bright_or_dark, tmp_path):
