@@ -21,6 +21,7 @@ TRITON_PASSES = TRITON_PASSES_ALONE | {"backends.triton.config", "backends.trito
 ALLOWED = {
     "version": set(),
     "files": set(),
+    "factories": set(),
     "spec": set(),
     "known": {"spec"},
     "arguments": {"spec"},
@@ -68,6 +69,7 @@ ALLOWED = {
         "robustness",
         "robustness.command",
         "robustness.demo",
+        "robustness.report_command",
         "version",
         "workloads",
     },

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
 import re
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .. import factories
 from .record import brief
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -50,7 +46,7 @@ def load(
     Raises:
         ValueError: no such file, module or name, what it makes is no module, or the model refuses the input.
     """
-    made = _made(target)
+    made = factories.made(target, "--mine")
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ValueError(f"--mine: {target} must return an nn.Module, or (module, inputs), got {_kind(made)}")
@@ -89,46 +85,6 @@ def shape(text: str) -> tuple[int, ...]:
 
 def one_line(error: BaseException) -> str:
     return brief(error).splitlines()[0]
-
-
-def _made(target: str) -> Any:
-    place, _, name = target.rpartition(":")
-    if not place or not name:
-        raise ValueError(f"--mine must be FILE.py:FACTORY or PACKAGE.MODULE:FACTORY, got {target!r}")
-    module = _module(place)
-    if not hasattr(module, name):
-        raise ValueError(f"--mine: {place} has no {name!r}")
-    factory = getattr(module, name)
-    if isinstance(factory, nn.Module):
-        return factory
-    if not callable(factory):
-        raise ValueError(f"--mine: {name} in {place} must be a function that returns a model, got {_kind(factory)}")
-    try:
-        return factory()
-    except Exception as error:
-        raise ValueError(f"--mine: {target} fails: {one_line(error)}") from error
-
-
-def _module(place: str) -> ModuleType:
-    """Imported as Python would run it: what lies beside the file (or in this directory) can be imported by it."""
-    is_file = place.endswith(".py")
-    path = Path(place).resolve()
-    if is_file and not path.is_file():
-        raise ValueError(f"--mine: there is no file {place}")
-    sys.path.insert(0, str(path.parent if is_file else Path.cwd()))
-    try:
-        return _from_file(path) if is_file else importlib.import_module(place)
-    except Exception as error:
-        raise ValueError(f"--mine: {place} cannot be imported: {one_line(error)}") from error
-
-
-def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

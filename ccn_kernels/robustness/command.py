@@ -38,23 +38,23 @@ def add_parsers(commands: Any) -> None:
     train.add_argument("--compact-layer", metavar="conv1|...|fc3", help="a compact layer in this one place (table 13)")
     train.add_argument("--out", type=Path, metavar="DIR", help="default: runs/DATASET-VARIANT")
     train.add_argument("--data", type=Path, metavar="DIR", help="where the data set's files lie")
-    _add_machine(train)
-    _add_tree(train)
+    add_machine(train)
+    add_tree(train)
     _add_schedule(train)
-    train.set_defaults(run=_with_extra(_train))
+    train.set_defaults(run=with_extra(_train))
 
     attack = commands.add_parser("attack", help="attack a trained network")
     attack.add_argument("network", type=Path, metavar="DIR", help="what `ccn train` wrote")
     attack.add_argument("--attack", choices=ATTACKS, default="fgsm")
-    attack.add_argument("--epsilons", type=_epsilon, nargs="+", metavar="E",
+    attack.add_argument("--epsilons", type=epsilon, nargs="+", metavar="E",
                         help="radii in [0, 1] of fgsm and pgd, like 0.1 or 8/255; default: 0.1 to 0.4")  # fmt: skip
     attack.add_argument("--crafted-on", type=Path, metavar="DIR", help="FGSM's images for another network (transfer)")
-    attack.add_argument("--count", type=_count, metavar="N", help="the first N test images; default: all")
+    attack.add_argument("--count", type=count, metavar="N", help="the first N test images; default: all")
     attack.add_argument("--data", type=Path, metavar="DIR", help="where the data set's files lie")
     attack.add_argument("--seed", type=int, default=0)
-    _add_machine(attack)
-    _add_tree(attack, sized=False)
-    attack.set_defaults(run=_with_extra(_attack))
+    add_machine(attack)
+    add_tree(attack, sized=False)
+    attack.set_defaults(run=with_extra(_attack))
 
     certify = commands.add_parser("certify", help="radii within which no attack can succeed, proved image by image")
     certify.add_argument("network", type=Path, metavar="DIR", help="what `ccn train` wrote")
@@ -73,26 +73,26 @@ def add_parsers(commands: Any) -> None:
                                  "attacked images; full: as printed")  # fmt: skip
         parser.add_argument("--data", type=Path, metavar="DIR", help="where MNIST's and CIFAR-10's files lie")
         parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/paper-SCALE; what is there is kept")
-        _add_machine(parser)
+        add_machine(parser)
         if name == "table":
             parser.add_argument("--datasets", nargs="+", choices=tuple(PAPER_S), default=tuple(PAPER_S),
                                 help="default: all")  # fmt: skip
             parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS),
                                 help="the networks that are measured; default: all")  # fmt: skip
             parser.add_argument("--images", type=Path, metavar="DIR", help="table 5's tree: train/CLASS/*, val/CLASS/*")
-            _add_tree(parser)
+            add_tree(parser)
         _add_schedule(parser, but=("adversarial_epsilon",))
-        parser.set_defaults(run=_with_extra(_table if name == "table" else _figure))
+        parser.set_defaults(run=with_extra(_table if name == "table" else _figure))
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
+def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="default: the GPU where there is one")
 
 
-def _add_tree(parser: argparse.ArgumentParser, sized: bool = True) -> None:
+def add_tree(parser: argparse.ArgumentParser, sized: bool = True) -> None:
     group = parser.add_argument_group("trees of images")
     if sized:
-        group.add_argument("--image-size", type=_count, default=224, metavar="N")
+        group.add_argument("--image-size", type=count, default=224, metavar="N")
     group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode")
     group.add_argument("--on-corrupt", choices=("raise", "skip"), default="raise")
 
@@ -100,7 +100,7 @@ def _add_tree(parser: argparse.ArgumentParser, sized: bool = True) -> None:
 def _add_schedule(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
     """An option for every setting of training; None leaves it as it is scheduled."""
     group = parser.add_argument_group("training (defaults: the paper's for the data set)")
-    kinds = {**typing.get_type_hints(TrainConfig), "adversarial_epsilon": _epsilon, "compile": str}
+    kinds = {**typing.get_type_hints(TrainConfig), "adversarial_epsilon": epsilon, "compile": str}
     for field in fields(TrainConfig):
         if field.name in but:
             continue
@@ -113,7 +113,7 @@ def _add_schedule(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()) ->
             group.add_argument(flag, type=kind, metavar=flag[2].upper(), help=text)
 
 
-def _epsilon(text: str) -> float:
+def epsilon(text: str) -> float:
     try:
         value = Fraction(text)
     except (ValueError, ZeroDivisionError):
@@ -123,14 +123,14 @@ def _epsilon(text: str) -> float:
     return float(value)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     value = int(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"must be positive, got {text}")
     return value
 
 
-def _with_extra(command: Any) -> Any:
+def with_extra(command: Any) -> Any:
     def run(args: argparse.Namespace) -> None:
         try:
             command(args)
@@ -147,7 +147,7 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _device(args: argparse.Namespace) -> str:
+def device_of(args: argparse.Namespace) -> str:
     import torch
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -159,14 +159,14 @@ def _device(args: argparse.Namespace) -> str:
     return device
 
 
-def _loading(args: argparse.Namespace, image_size: int) -> dict[str, Any]:
+def loading(args: argparse.Namespace, image_size: int) -> dict[str, Any]:
     return {"image_size": image_size, "workers": args.workers, "on_corrupt": args.on_corrupt}
 
 
 def _dataset(name: str, args: argparse.Namespace, image_size: int) -> Any:
     from . import data
 
-    return data.load(name, args.data, _device(args), **(_loading(args, image_size) if name == "folder" else {}))
+    return data.load(name, args.data, device_of(args), **(loading(args, image_size) if name == "folder" else {}))
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -178,7 +178,7 @@ def _train(args: argparse.Namespace) -> None:
     config = replace(SCHEDULES[args.dataset], **_changes(args))
     name = "-".join(filter(None, (args.dataset, args.variant, args.compact_layer)))
     folder = args.out or Path("runs") / name
-    run = train(network, _dataset(args.dataset, args, args.image_size), config, folder, _device(args))
+    run = train(network, _dataset(args.dataset, args, args.image_size), config, folder, device_of(args))
     print(f"{run.network.title}: {run.record['test_accuracy']:.2f} % of the test images right\nwrote {folder}")
 
 
@@ -186,7 +186,7 @@ def _attack(args: argparse.Namespace) -> None:
     from . import evaluation, runs
     from .attacks import sized_for
 
-    device = _device(args)
+    device = device_of(args)
     attack = sized_for(device, _made(args, device))
     run = runs.load(args.network, device)
     name, image_size = _trained_on(run, args.network)
@@ -246,9 +246,9 @@ def _lab(args: argparse.Namespace) -> Any:
         _out(args),
         root=args.data,
         images=args.images if table else None,
-        device=_device(args),
+        device=device_of(args),
         changes=_changes(args),
-        loading=_loading(args, args.image_size) if table else None,
+        loading=loading(args, args.image_size) if table else None,
     )
 
 

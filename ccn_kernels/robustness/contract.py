@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-BETTER = 10.0  # points of accuracy by which another input range must win to be named
+BETTER, ENOUGH = 10.0, 50.0  # points by which another input range must win, to this accuracy, to be named
 _ALL = (0, 2, 3)  # but channels
 RANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "[0, 255]": lambda images: images * 255,
@@ -99,7 +99,7 @@ def _in_range(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     for name, scaled in RANGES.items():
         found[name] = _accuracy(model, scaled(images), labels)
     best = max(found, key=lambda name: found[name])
-    if found[best] >= found["[0, 1]"] + BETTER and found["[0, 1]"] < 50:
+    if found[best] >= max(found["[0, 1]"] + BETTER, ENOUGH):
         raise ValueError(
             f"the model seems to want images in {best}: it gets {found[best]:.0f} % of {len(images)} right there, "
             f"{found['[0, 1]']:.0f} % in [0, 1]. Put the scaling inside the model: attacks keep to [0, 1]."

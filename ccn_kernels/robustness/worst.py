@@ -36,6 +36,7 @@ class Plan:
     survivors: tuple[Sized, ...]
     black_box: tuple[Attack, ...] = ()
     subset: int = 0
+    hops: int = 0  # of these, those that HopSkipJump sees
 
 
 @dataclass
@@ -77,13 +78,13 @@ class Worst:
 
 def plan(
     norm: str, epsilons: Sequence[float], classes: int, *, sources: Sequence[Subject] = (), subset: int = 100,
-    queries: int = 500,
+    queries: int = 500, hops: int = 0,
 ) -> Plan:  # fmt: skip
     """The attacks of a report. What needs more classes than there are is left out.
 
     Args:
         sources: other networks, whose images are tried on this one.
-        subset: images that the black boxes see, which are slow; 0 leaves them out.
+        subset, hops: images that the black boxes, and HopSkipJump among them, see, which are slow; 0 leaves them out.
     """
     radii = tuple(sorted({float(epsilon) for epsilon in epsilons}))
     survivors: list[Sized] = [RestartedPGD(radii, norm, "margin"), APGD(radii, norm, "ce")]
@@ -95,8 +96,10 @@ def plan(
     if sources and subset:
         models, digests = tuple(one.model for one in sources), tuple(one.digest for one in sources)
         black.append(BestTransfer(radii, norm, models, digests))
+    if hops:
+        black.append(LeastChange("hsj", norm, steps=10))
     whole: tuple[Attack, ...] = (OneStep(radii, norm), RestartedPGD(radii, norm), LeastChange("gradient", norm))
-    return Plan(norm, radii, whole, tuple(survivors), tuple(black), subset)
+    return Plan(norm, radii, whole, tuple(survivors), tuple(black), subset, hops)
 
 
 def worst_case(run: Subject, plan: Plan, split: Split, count: int, folder: Path, seed: int = 0) -> Worst:
@@ -114,7 +117,8 @@ def worst_case(run: Subject, plan: Plan, split: Split, count: int, folder: Path,
     found.lines += later
     found.white = {epsilon: held.clone() for epsilon, held in found.held.items()}
     for attack in plan.black_box:
-        outcome = evaluate(run, attack, split, min(count, plan.subset), folder, seed=seed)
+        few = plan.hops if isinstance(attack, LeastChange) else plan.subset
+        outcome = evaluate(run, attack, split, min(count, few), folder, seed=seed)
         _note(found, attack, outcome)
     return found
 
@@ -142,7 +146,8 @@ def _begin(plan: Plan, outcome: Outcome) -> Worst:
 def _note(found: Worst, attack: Any, outcome: Outcome) -> None:
     """Adds an attack that saw the first images, as many as its outcome has."""
     count = len(outcome["right"])
-    line = Line(attack.title, settings(attack), count, images_per_second(outcome))
+    times = len(attack.epsilons) if isinstance(attack, Sized) else 1  # that it attacked an image
+    line = Line(attack.title, settings(attack), count, times * images_per_second(outcome))
     found.alone[attack.name] = {epsilon: holds(outcome, attack, epsilon) for epsilon in found.plan.epsilons}
     for epsilon, held in found.alone[attack.name].items():
         line.alone[epsilon] = percent(held)

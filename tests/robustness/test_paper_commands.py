@@ -105,7 +105,7 @@ def test_torchrun_s_processes_have_a_gpu_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert command._device(argparse.Namespace(device=None)) == "cuda:3"
+    assert command.device_of(argparse.Namespace(device=None)) == "cuda:3"
     assert chosen == ["cuda:3"]
 
 
