@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..files import write
-from . import data, evaluation, substitute, tree
+from . import data, evaluation, substitute, tree, worst
 from .attacks import Attack, Outcome, Transfer, by_name, sized_for
 from .config import METHODS
 from .data import Dataset
@@ -33,6 +33,7 @@ class Measured:
     value: float
     images: int
     notes: dict[str, float]  # in percent: "zero gradients", "success" of the attack, "agreement" of a substitute
+    held: dict[int, bool] = field(default_factory=dict, compare=False, repr=False)  # by image; of attacks with a size
 
 
 class Lab:
@@ -103,13 +104,24 @@ class Lab:
         run = self.run(cell.dataset, cell.method, cell.compact_layer, cell.adversarial_epsilon)
         if cell.attack == "none":
             return Measured(run.record["test_accuracy"], len(self.data(cell.dataset).test), {})
+        if cell.attack == "minimum":
+            return self._minimum(cell, run)
         outcome = self.outcome(cell, run)
         notes = {"zero gradients": _percent(outcome["zero_gradient"])}
         if "agrees" in outcome:
             notes["agreement"] = _percent(outcome["agrees"])
         if outcome["fooled"].dim() == 1:
             notes["success"] = _percent(outcome["fooled"][outcome["right"]])
-        return Measured(_value(cell, outcome), len(outcome["right"]), notes)
+        return Measured(_value(cell, outcome), len(outcome["right"]), notes, _held(cell, outcome))
+
+    def _minimum(self, cell: Cell, run: Run) -> Measured:
+        """Of attacks by gradients; those of the table itself are added where it is written (:mod:`.minimum`)."""
+        data, count = self.data(cell.dataset), self.scale.images["minimum"]
+        epsilons, steps = _epsilons(cell.dataset, "minimum"), self.scale.steps
+        plan = worst.plan("linf", epsilons, data.classes, subset=0, steps=steps, device=self.device)
+        found = worst.worst_case(run, plan, data.test, count, self._home(cell.dataset) / "attacks", self.seed)
+        held = dict(zip(found.index.tolist(), found.held[cell.epsilon].tolist(), strict=True))
+        return Measured(found.minimum[cell.epsilon], len(held), {}, held)
 
     def outcome(self, cell: Cell, run: Run) -> Outcome:
         """What became of the images that the cell's attack saw."""
@@ -159,6 +171,13 @@ def _value(cell: Cell, outcome: Outcome) -> float:
     if cell.metric == "mean_l2_distance":
         return outcome["distance"][outcome["fooled"]].double().mean().item()
     return evaluation.accuracy(outcome)[_epsilons(cell.dataset, cell.attack).index(cell.epsilon)].item()
+
+
+def _held(cell: Cell, outcome: Outcome) -> dict[int, bool]:
+    if outcome["fooled"].dim() == 1:
+        return {}
+    fooled = outcome["fooled"][:, _epsilons(cell.dataset, cell.attack).index(cell.epsilon)]
+    return dict(zip(outcome["index"].tolist(), (outcome["right"] & ~fooled).tolist(), strict=True))
 
 
 @cache

@@ -33,7 +33,8 @@ class Cell:
     Args:
         method: the paper's name of the network that is tested.
         metric: as in paper_tables.json.
-        attack: "none", "fgsm", "pgd", "deepfool", "deepfool_2018", "transfer", "substitute" or "cw".
+        attack: "none", "fgsm", "pgd", "deepfool", "deepfool_2018", "transfer", "substitute", "cw", or "minimum": over
+            all that :mod:`.worst` has, and over the table's own.
         paper: the printed number; None where the paper has none.
         epsilon: radius in [0, 1]; ratio: DeepFool's largest residue ratio.
         source: the method that a transferred attack was crafted on.
@@ -122,7 +123,7 @@ def _column(setting: dict[str, Any], metric: str) -> str:
 
 
 def _ours(table: int, printed: list[Cell]) -> list[Cell]:
-    """Columns that the paper has not: stronger attacks beside FGSM, and DeepFool's form of 2018 beside today's."""
+    """Columns that the paper has not: stronger attacks beside FGSM, the minimum over all, DeepFool's form of 2018."""
     extra = []
     for cell in printed:
         if table in (2, 3):  # the form that explains the paper's plateaus
@@ -130,4 +131,15 @@ def _ours(table: int, printed: list[Cell]) -> list[Cell]:
             extra.append(replace(cell, attack="deepfool_2018", column=column, paper=None))
         if cell.attack == "fgsm" and (table == 1 or (table == 4 and cell.epsilon == cell.adversarial_epsilon)):
             extra.append(replace(cell, attack="pgd", column=cell.column.replace("ε", "PGD ε"), paper=None))
-    return extra
+    return [*extra, *_minima(printed)]
+
+
+def _minima(printed: list[Cell]) -> list[Cell]:
+    """One for each network and radius."""
+    found = {}
+    for cell in printed:
+        if cell.attack in ("fgsm", "transfer", "substitute"):
+            column = "minimum" if cell.source else cell.column.replace("ε", "minimum ε")
+            minimum = replace(cell, attack="minimum", column=column, source=None, paper=None)
+            found[cell.row, cell.dataset, column] = minimum
+    return list(found.values())

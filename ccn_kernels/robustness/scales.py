@@ -20,6 +20,7 @@ class Scale:
         epochs: of all training; None for the paper's.
         images: that each attack sees at most; all where it has no entry.
         cw_steps, substitute_rounds, substitute_epochs: of those attacks; the paper's unless said.
+        steps: of the attacks that the minimum is over.
         width: share of VGG-11's channels.
         features: images that figures 5 and 6 look at.
     """
@@ -29,6 +30,7 @@ class Scale:
     epochs: int | None
     images: dict[str, int]
     cw_steps: int = 1000
+    steps: int = 50
     substitute_rounds: int = 6
     substitute_epochs: int = 10
     width: float = 1.0
@@ -51,13 +53,28 @@ SMOKE = Scale(
     "smoke",
     {"mnist": "digits", "cifar10": "digits32", "ilsvrc_val": "folder"},
     epochs=2,
-    images={"fgsm": 200, "pgd": 20, "deepfool": 30, "deepfool_2018": 30, "cw": 10, "transfer": 200, "substitute": 200},
+    images={
+        "fgsm": 200,
+        "pgd": 20,
+        "deepfool": 30,
+        "deepfool_2018": 30,
+        "cw": 10,
+        "transfer": 200,
+        "substitute": 200,
+        "minimum": 10,
+    },
     cw_steps=20,
+    steps=10,
     substitute_rounds=2,
     substitute_epochs=5,
     width=0.125,
     features=300,
 )
-SMALL = Scale("small", FULL_DATA, epochs=5, images={"pgd": 1000, "deepfool": 1000, "deepfool_2018": 1000, "cw": 200})
-FULL = Scale("full", FULL_DATA, epochs=None, images={"pgd": 1000})
+SMALL = Scale(
+    "small",
+    FULL_DATA,
+    epochs=5,
+    images={"pgd": 1000, "deepfool": 1000, "deepfool_2018": 1000, "cw": 200, "minimum": 200},
+)
+FULL = Scale("full", FULL_DATA, epochs=None, images={"pgd": 1000, "minimum": 1000})
 SCALES = {scale.name: scale for scale in (SMOKE, SMALL, FULL)}

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tabulate import tabulate
@@ -18,15 +18,8 @@ from ..env_report import report
 from ..files import write, write_json
 from . import config, figures, paper
 from .lab import Lab, Measured
+from .minimum import Entry, flags, lowered
 from .paper import Cell
-
-
-class Entry(NamedTuple):
-    """A cell and our number for it."""
-
-    cell: Cell
-    measured: Measured
-
 
 DATASET_TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "ilsvrc_val": "ILSVRC-2012"}
 ZERO = "zero gradients, %"
@@ -53,6 +46,7 @@ def run(number: int, lab: Lab, datasets: Sequence[str], out: Path, methods: Sequ
         by = "" if {*methods} >= {*ALL} else f" by {', '.join(methods)}"
         raise ValueError(f"table {number} has nothing on {', '.join(datasets)}{by}")
     entries = [Entry(cell, lab.measure(cell)) for cell in tqdm(found, desc=f"table {number}", unit="cell")]
+    entries = lowered(entries)
     text = _text(number, lab, entries)
     stem = out / f"table{number}"
     write(stem.with_suffix(".md"), lambda path: path.write_text(text + "\n"))
@@ -72,13 +66,16 @@ def _text(number: int, lab: Lab, entries: Sequence[Entry]) -> str:
         mine = [entry for entry in entries if entry.cell.dataset == dataset]
         parts.append(_heading(dataset, lab, mine))
         ours_alone = [entry for entry in mine if entry.cell.paper is None]
-        parts.append(_grid([entry for entry in mine if entry.cell.paper is not None]))
+        parts.append(_grid(_printed(mine)))
         parts += ["Not in the paper:", _grid(ours_alone)] if ours_alone else []
         if number in (7, 8):
             parts.append("The other reading of the paper, rows crafted on and columns tested on:")
-            parts.append(_grid(_transposed(mine)))
-            parts.append(_flags(mine))
-    parts.append("Each number: ours (the paper's, the difference).")
+            parts.append(_grid(_transposed(_printed(mine))))
+            parts.append(_flags(_printed(mine)))
+        else:
+            lines = "\n".join(f"- {line}" for line in flags(mine))
+            parts += ["Weaker attacks that do more harm than stronger ones:", lines] if lines else []
+    parts.append("Each number: ours (the paper's, the difference). The minimum is over attacks, image by image.")
     return "\n\n".join(filter(None, parts))
 
 
@@ -122,6 +119,10 @@ def _number(cell: Cell, measured: Measured) -> str:
     return f"{text} ({cell.paper:g}, {measured.value - cell.paper:+.{places}f})"
 
 
+def _printed(entries: Sequence[Entry]) -> list[Entry]:
+    return [entry for entry in entries if entry.cell.paper is not None]
+
+
 def _transposed(entries: Sequence[Entry]) -> list[Entry]:
     """The cells where this reading has them: each beside what the paper prints in that place."""
     printed = {(cell.row, str(cell.source)): cell.paper for cell, _ in entries}
@@ -151,6 +152,7 @@ def _picture(path: Path, number: int, lab: Lab, entries: Sequence[Entry]) -> Non
     for entry in entries:
         panels.setdefault(_name(entry.cell.dataset, lab), []).append(entry)
     if number in (7, 8):
+        entries = _printed(entries)
         methods = list(dict.fromkeys(cell.row for cell, _ in entries))
         values = np.array([measured.value for _, measured in entries]).reshape(len(methods), -1)
         printed = np.array([cell.paper for cell, _ in entries], float).reshape(values.shape)

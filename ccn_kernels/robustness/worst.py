@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import losses
-from .attacks import Attack, Outcome
+from .attacks import Attack, Outcome, sized_for
 from .data import Split
 from .evaluation import Subject, evaluate, images_per_second, settings
 from .least import LeastChange
@@ -78,28 +78,32 @@ class Worst:
 
 def plan(
     norm: str, epsilons: Sequence[float], classes: int, *, sources: Sequence[Subject] = (), subset: int = 100,
-    queries: int = 500, hops: int = 0,
+    queries: int = 500, hops: int = 0, steps: int = 50, device: torch.device | str = "cpu",
 ) -> Plan:  # fmt: skip
     """The attacks of a report. What needs more classes than there are is left out.
 
     Args:
         sources: other networks, whose images are tried on this one.
         subset, hops: images that the black boxes, and HopSkipJump among them, see, which are slow; 0 leaves them out.
+        queries: of each image by Square; steps: of each run of Auto-PGD, fewer of the others.
+        device: that batches are made large enough for.
     """
-    radii = tuple(sorted({float(epsilon) for epsilon in epsilons}))
-    survivors: list[Sized] = [RestartedPGD(radii, norm, "margin"), APGD(radii, norm, "ce")]
+    radii, few = tuple(sorted({float(epsilon) for epsilon in epsilons})), min(20, steps)
+    survivors: list[Sized] = [RestartedPGD(radii, norm, "margin", few, 2), APGD(radii, norm, "ce", steps)]
     if classes >= losses.CLASSES["dlr"]:
-        survivors.append(APGD(radii, norm, "dlr"))
+        survivors.append(APGD(radii, norm, "dlr", steps))
     if classes >= losses.CLASSES["targeted"]:
-        survivors.append(TargetedAPGD(radii, norm))
+        survivors.append(TargetedAPGD(radii, norm, steps=max(1, 3 * steps // 5)))
     black: list[Attack] = [Square(radii, norm, queries)] if subset else []
     if sources and subset:
         models, digests = tuple(one.model for one in sources), tuple(one.digest for one in sources)
         black.append(BestTransfer(radii, norm, models, digests))
     if hops:
         black.append(LeastChange("hsj", norm, steps=10))
-    whole: tuple[Attack, ...] = (OneStep(radii, norm), RestartedPGD(radii, norm), LeastChange("gradient", norm))
-    return Plan(norm, radii, whole, tuple(survivors), tuple(black), subset, hops)
+    whole: list[Attack] = [OneStep(radii, norm), RestartedPGD(radii, norm, "ce", few),
+                           LeastChange("gradient", norm, min(60, 2 * steps))]  # fmt: skip
+    sized: list[Any] = [tuple(sized_for(device, each) for each in part) for part in (whole, survivors, black)]
+    return Plan(norm, radii, sized[0], sized[1], sized[2], subset, hops)
 
 
 def worst_case(run: Subject, plan: Plan, split: Split, count: int, folder: Path, seed: int = 0) -> Worst:

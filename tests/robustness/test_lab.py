@@ -9,9 +9,12 @@ from small import part
 from ccn_kernels.robustness import data, features, paper, scales, substitute
 from ccn_kernels.robustness.lab import Lab
 
-COUNTS = dict.fromkeys(("fgsm", "pgd", "deepfool", "deepfool_2018", "transfer", "substitute"), 12) | {"cw": 4}
+COUNTS = dict.fromkeys(("fgsm", "pgd", "deepfool", "deepfool_2018", "transfer", "substitute"), 12) | {
+    "cw": 4,
+    "minimum": 2,
+}
 TINY = dataclasses.replace(
-    scales.SMOKE, epochs=1, images=COUNTS, cw_steps=5, substitute_rounds=2, substitute_epochs=1, features=60
+    scales.SMOKE, epochs=1, images=COUNTS, cw_steps=5, steps=2, substitute_rounds=2, substitute_epochs=1, features=60
 )
 
 
@@ -44,7 +47,7 @@ def test_a_cell_of_every_attack_is_measured(lab, table):
         found = lab.measure(each)
         assert found.images == (170 if each.attack == "none" and each.dataset != "ilsvrc_val" else found.images)
         assert 0 <= found.value <= 100 or each.attack == "cw"  # of which nothing may be right before it
-        assert each.attack == "none" or 0 <= found.notes["zero gradients"] <= 100
+        assert each.attack in ("none", "minimum") or 0 <= found.notes["zero gradients"] <= 100
 
 
 def test_a_row_s_numbers_agree_where_tables_repeat_one_another(lab):
@@ -135,3 +138,13 @@ def test_figures_are_drawn(lab, number, tmp_path):
 def test_an_unknown_figure_is_refused(lab, tmp_path):
     with pytest.raises(ValueError, match="figure must be one of"):
         features.run(3, lab, tmp_path)
+
+
+def test_the_minimum_is_at_most_every_attack_s_on_the_images_that_both_saw(lab):
+    minimum = lab.measure(cell(1, dataset="mnist", method="SM", attack="minimum", epsilon=0.1))
+    assert minimum.images == 2
+    for attack in ("fgsm", "pgd"):
+        other = lab.measure(cell(1, dataset="mnist", method="SM", attack=attack, epsilon=0.1))
+        assert len(other.held) == other.images
+        assert other.value == pytest.approx(100 * sum(other.held.values()) / other.images)
+        assert attack == "pgd" or all(other.held[index] for index, held in minimum.held.items() if held)

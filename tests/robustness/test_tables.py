@@ -1,12 +1,14 @@
 """The paper's tables as lists of cells, and what is printed and written of them."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
 
 from ccn_kernels.robustness import paper, scales, tables
 from ccn_kernels.robustness.lab import Measured
+from ccn_kernels.robustness.minimum import Entry, flags, lowered
 
 
 def printed(table, **wanted):
@@ -47,6 +49,11 @@ def test_tables_repeat_one_another_as_the_paper_s_do():
 
 
 def test_ours_adds_columns_that_the_paper_has_not():
+    for table in (1, 4, 5, 6, 7, 8, 9, 13):
+        minima = [cell for cell in paper.cells(table) if cell.attack == "minimum"]
+        attacked = {(cell.dataset, cell.row, cell.epsilon) for cell in printed(table) if cell.epsilon}
+        assert {(cell.dataset, cell.row, cell.epsilon) for cell in minima} == attacked
+        assert len(minima) == len(attacked)
     assert {cell.attack for cell in paper.cells(2) if cell.paper is None} == {"deepfool_2018"}
     assert {cell.epsilon for cell in paper.cells(4) if cell.attack == "pgd"} == {0.3, 8 / 255}
     radii = [{c.epsilon for c in paper.cells(1) if c.attack == attack} for attack in ("fgsm", "pgd")]
@@ -106,7 +113,8 @@ def test_a_table_of_one_data_set(tmp_path):
 def test_a_table_of_some_methods(tmp_path):
     text = tables.run(8, Parrot(), ["cifar10"], tmp_path, ["SM", "CCN"])
     cells = json.loads((tmp_path / "table8.json").read_text())["cells"]
-    assert [(cell["method"], cell["source"]) for cell in cells] == [
+    crafted = [cell for cell in cells if cell["attack"] != "minimum"]
+    assert [(cell["method"], cell["source"]) for cell in crafted] == [
         ("SM", "SM"), ("SM", "CCN"), ("CCN", "SM"), ("CCN", "CCN")]  # fmt: skip
     assert "LS" not in text
     with pytest.raises(ValueError, match="table 9 has nothing on mnist by LS"):
@@ -122,10 +130,52 @@ def grid_rows(text, name):
 def test_transfer_is_read_both_ways_and_masked_rows_are_flagged(tmp_path):
     text = tables.run(7, Parrot(SM_SM=50, SM_CCN=40), ["mnist"], tmp_path)
     assert "rows crafted on and columns tested on" in text
-    as_printed, transposed = grid_rows(text, "CCN")
+    as_printed, _minimum, transposed = grid_rows(text, "CCN")
     assert as_printed[0] == "65.2 (64.15, +1.0)"  # tested on CCN, crafted on SM
     assert transposed[0] == "40.0 (64.15, -24.2)"  # crafted on CCN, tested on SM, beside what is printed there
     assert grid_rows(text, "zero gradients, %") == [["12.5"] * 6]  # a column has one network's
     (line,) = [line for line in text.splitlines() if line.startswith("SM: masked?")]
     assert "crafted on CCN" in line
     assert "40.0" in line
+
+
+def entry(attack, held, **changes):
+    """A cell of table 1 and the images that held."""
+    cell = dataclasses.replace(printed(1, dataset="mnist", row="CCN", epsilon=0.3)[0], attack=attack, **changes)
+    return Entry(cell, Measured(100 * sum(held.values()) / len(held), len(held), {}, held))
+
+
+def test_the_minimum_is_over_the_table_s_own_attacks_too_image_by_image():
+    minimum = entry("minimum", {0: True, 1: True, 2: False, 3: True})
+    fgsm = entry("fgsm", dict.fromkeys(range(8), True) | {1: False})
+    pgd = entry("pgd", {0: False, 1: True, 2: True, 3: True})
+    elsewhere = entry("pgd", dict.fromkeys(range(4), False), epsilon=0.2)
+    *_, (cell, found) = lowered([fgsm, pgd, elsewhere, minimum])
+    assert (cell, found.value, found.images) == (minimum.cell, 25, 4)
+    assert found.held == {0: False, 1: False, 2: False, 3: True}
+    *_, (_, alone) = lowered([entry("substitute", {9: False}), minimum])  # no image in common
+    assert alone == minimum.measured
+
+
+def test_a_weaker_attack_that_does_more_harm_is_flagged_on_the_images_that_both_saw():
+    pgd = entry("pgd", {0: True, 1: False})
+    weak, fair = entry("fgsm", {0: False, 1: False, 2: True, 3: True}), entry("fgsm", {0: True, 1: True, 2: False})
+    (line,) = flags([weak, pgd])
+    assert line == "CCN, ε = 0.3: masked? FGSM leaves 0 %, PGD, which is stronger, 50 %"
+    assert flags([fair, pgd]) == flags([pgd, entry("pgd", {0: False})]) == []
+    assert flags([weak, entry("pgd", {0: True, 1: False}, epsilon=0.2)]) == []
+    (line,) = flags([entry("transfer", {0: False}, source="SM"), entry("fgsm", {0: True})])
+    assert "SM's FGSM leaves 0 %, FGSM, which is stronger, 100 %" in line
+
+
+def test_tables_show_the_minimum_and_the_flags(tmp_path):
+    class Weak(Parrot):
+        def measure(self, cell):
+            held = {index: index >= {"fgsm": 3, "pgd": 1, "minimum": 2}.get(cell.attack, 0) for index in range(10)}
+            return Measured(10.0 * sum(held.values()), 10, {}, held)
+
+    text = tables.run(1, Weak(), ["mnist"], tmp_path)
+    assert "minimum ε = 0.3" in text
+    assert grid_rows(text, "CCN")[1] == ["90.0"] * 4 + ["70.0"] * 4 + ["0.0"]  # PGD's, and the minimum with FGSM
+    assert text.count("- CCN, ε = ") == 4
+    assert "minimum" in tables.run(7, Weak(), ["mnist"], tmp_path)

@@ -95,10 +95,11 @@ class Judgement:
 
 def judge(subject: Subject, others: Sequence[Subject], data: Dataset, settings: Settings, folder: Path) -> Judgement:
     """Attacks a network in every norm, then checks what its gradients are worth."""
-    found = {}
+    found, device = {}, next((weight.device for weight in subject.model.parameters()), torch.device("cpu"))
     for norm, epsilons in settings.epsilons.items():
+        hops = settings.hops if norm == "linf" else 0
         plan = worst.plan(norm, epsilons, data.classes, sources=others, subset=settings.subset,
-                          queries=settings.queries, hops=settings.hops if norm == "linf" else 0)  # fmt: skip
+                          queries=settings.queries, hops=hops, device=device)  # fmt: skip
         found[norm] = worst.worst_case(subject, plan, data.test, settings.count, folder, settings.seed)
     images, labels, _ = next(data.test.batches(found["linf"].index[:PROBED], PROBED))
     rows = masking.check(Probe(subject.model, images.clamp(0, 1), labels, found["linf"]), settings.seed)
