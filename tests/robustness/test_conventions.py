@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ccn_kernels import models
 from ccn_kernels.robustness import contract
 
 IMAGES = torch.rand(32, 3, 8, 8)
@@ -30,6 +31,12 @@ def refused(model, match, images=IMAGES, labels=LABELS, classes=3):
 def test_logits_of_images_in_the_unit_interval_pass():
     contract.check(Brightest(), IMAGES, LABELS, 3)
     contract.check(Brightest(lambda logits: logits.log_softmax(1)), IMAGES, LABELS, 3)  # logits, but for a constant
+
+
+@pytest.mark.parametrize("variant", models.VARIANTS)
+def test_the_paper_s_networks_keep_to_robustbench_s_conventions(variant):
+    model = models.paper_mnist_cnn(variant).eval()
+    contract.check(model, torch.rand(8, 1, 28, 28), torch.arange(8), 10)
 
 
 def test_nan_and_infinity_are_named():
