@@ -89,11 +89,12 @@ def plan(
         device: that batches are made large enough for.
     """
     radii, few = tuple(sorted({float(epsilon) for epsilon in epsilons})), min(20, steps)
-    survivors: list[Sized] = [RestartedPGD(radii, norm, "margin", few, 2), APGD(radii, norm, "ce", steps)]
+    survivors: list[Sized] = [APGD(radii, norm, "ce", steps)]  # what takes most comes first: the others see less
     if classes >= losses.CLASSES["dlr"]:
         survivors.append(APGD(radii, norm, "dlr", steps))
     if classes >= losses.CLASSES["targeted"]:
-        survivors.append(TargetedAPGD(radii, norm, steps=max(1, 3 * steps // 5)))
+        survivors.append(TargetedAPGD(radii, norm, steps=few))
+    survivors.append(RestartedPGD(radii, norm, "margin", few, 2))
     black: list[Attack] = [Square(radii, norm, queries)] if subset else []
     if sources and subset:
         models, digests = tuple(one.model for one in sources), tuple(one.digest for one in sources)
@@ -101,7 +102,7 @@ def plan(
     if hops:
         black.append(LeastChange("hsj", norm, steps=10))
     whole: list[Attack] = [OneStep(radii, norm), RestartedPGD(radii, norm, "ce", few),
-                           LeastChange("gradient", norm, min(60, 2 * steps))]  # fmt: skip
+                           LeastChange("gradient", norm, 2 * few)]  # fmt: skip
     sized: list[Any] = [tuple(sized_for(device, each) for each in part) for part in (whole, survivors, black)]
     return Plan(norm, radii, sized[0], sized[1], sized[2], subset, hops)
 

@@ -8,8 +8,9 @@ import torch
 
 from ccn_kernels import cli
 from ccn_kernels.robustness import data, own, report, runs
+from ccn_kernels.robustness.data.splits import TensorSplit
 from ccn_kernels.robustness.report import wording
-from ccn_kernels.robustness.report.collect import Settings, _printed
+from ccn_kernels.robustness.report.collect import Settings, _printed, first
 
 RADII = {"linf": (0.05, 0.1), "l2": (0.5,)}
 FEW = {"count": 12, "subset": 6, "queries": 5, "hops": 2}
@@ -114,6 +115,13 @@ def test_a_report_is_gone_on_with(few_digits, tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "attacks").iterdir()} == written
     again = json.loads((tmp_path / "report.json").read_text())
     assert again["networks"] == first["networks"]  # the checks, too, have a seed
+
+
+@pytest.mark.parametrize(("side", "count"), [(16, 40), (64, 40), (128, 12), (512, 8)])
+def test_fewer_images_are_probed_where_they_are_large(side, count):
+    split = TensorSplit(torch.zeros(40, 1, side, side), torch.arange(40) % 2, "cpu")
+    images, labels = first(data.Dataset("x", 2, split, split), 200)
+    assert len(images) == len(labels) == count
 
 
 def test_a_network_that_is_none_is_refused_before_anything_is_attacked(few_digits, tmp_path):

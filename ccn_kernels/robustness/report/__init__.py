@@ -28,7 +28,7 @@ def run(subjects: Sequence[Subject], data: Dataset, settings: Settings, out: Pat
     Raises:
         ValueError: a network does not take images in [0, 1], or returns no logits of the data's classes.
     """
-    images, labels, _ = next(data.test.batches(range(min(CHECKED, len(data.test))), CHECKED))
+    images, labels = collect.first(data, CHECKED)
     for subject in subjects:
         try:
             contract.check(subject.model, images, labels, data.classes)

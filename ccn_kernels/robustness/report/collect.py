@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import masking, paper, worst
 from ..attacks import exact, predictions
-from ..data import Dataset
+from ..data import Dataset, fitting
 from ..evaluation import Subject
 from ..masking import Probe, Row
 from ..worst import Worst
@@ -101,8 +101,8 @@ def judge(subject: Subject, others: Sequence[Subject], data: Dataset, settings: 
         plan = worst.plan(norm, epsilons, data.classes, sources=others, subset=settings.subset,
                           queries=settings.queries, hops=hops, device=device)  # fmt: skip
         found[norm] = worst.worst_case(subject, plan, data.test, settings.count, folder, settings.seed)
-    images, labels, _ = next(data.test.batches(found["linf"].index[:PROBED], PROBED))
-    rows = masking.check(Probe(subject.model, images.clamp(0, 1), labels, found["linf"]), settings.seed)
+    images, labels = first(data, PROBED, found["linf"].index)
+    rows = masking.check(Probe(subject.model, images, labels, found["linf"]), settings.seed)
     record = getattr(subject, "record", {})
     return Judgement(
         title=subject.title,
@@ -113,8 +113,15 @@ def judge(subject: Subject, others: Sequence[Subject], data: Dataset, settings: 
         rows=rows,
         printed=_printed(subject.title, data.name, settings.epsilons["linf"]),
         labels=labels[:SHOWN],
-        samples=_samples(subject, found["linf"], images[:SHOWN].clamp(0, 1), labels[:SHOWN], settings.seed),
+        samples=_samples(subject, found["linf"], images[:SHOWN], labels[:SHOWN], settings.seed),
     )
+
+
+def first(data: Dataset, count: int, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The first test images (of ``index``) in [0, 1] and their labels: fewer where they are large, to fit in memory."""
+    count = min(len(data.test), max(SHOWN, fitting(count, data.shape)))
+    images, labels, _ = next(data.test.batches(range(count) if index is None else index[:count], count))
+    return images.clamp(0, 1), labels
 
 
 def _samples(subject: Subject, found: Worst, images: Tensor, labels: Tensor, seed: int) -> dict[str, Any]:
