@@ -100,6 +100,17 @@ def test_json_and_markdown_hold_the_same_numbers(made):
     assert found["settings"]["epsilons"]["linf"] == [0.05, 0.1]
 
 
+def test_a_network_of_which_nothing_is_left_has_a_report_without_nan(few_digits, tmp_path):
+    wrong = TensorSplit(few_digits.test.images, (linear(0)(few_digits.test.images).argmax(1) + 1) % 10, "cpu")
+    subjects = [own.Own(linear(0), "0", "never right")]
+    report.run(subjects, few_digits._replace(test=wrong), Settings({"linf": (0.05,)}, **FEW), tmp_path)
+    text = (tmp_path / "report.json").read_text()
+    assert "NaN" not in text
+    (network,) = json.loads(text)["networks"]
+    assert network["clean"] == network["minimum"]["linf"]["0.05"] == 0
+    assert network["attacks"]["linf"][3]["images_per_second"] is None  # there was nothing to attack
+
+
 def test_the_paper_s_number_stands_beside_ours():
     assert _printed("CCN", "mnist", (0.1, 0.25, 0.3)) == {0.1: 96.99, 0.3: 81.38}
     assert _printed("BN", "mnist", (0.1,)) == {0.1: 88.48}

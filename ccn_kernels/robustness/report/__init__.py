@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ...env_report import report as environment
 from ...files import write, write_json
@@ -38,14 +40,14 @@ def run(subjects: Sequence[Subject], data: Dataset, settings: Settings, out: Pat
     for subject in subjects:
         others = [other for other in subjects if other is not subject]
         judged.append(collect.judge(subject, others, data, settings, out / "attacks"))
-    found = _found(judged, data, settings)
+    found = _without_nan(_found(judged, data, settings))
     write_json(out / "report.json", found)
     write(out / "report.md", lambda path: path.write_text(markdown.text(found)))
     write(out / "report.html", lambda path: path.write_text(page.html(found, judged)))
     return out / "report.html"
 
 
-def _found(judged: Sequence[Judgement], data: Dataset, settings: Settings) -> dict:
+def _found(judged: Sequence[Judgement], data: Dataset, settings: Settings) -> dict[str, Any]:
     """All that the three files say, as JSON has it."""
     return {
         "data": {"name": data.name, "test images": len(data.test), "fingerprint": data.test.fingerprint},
@@ -55,3 +57,12 @@ def _found(judged: Sequence[Judgement], data: Dataset, settings: Settings) -> di
         "thresholds": {"suspicious": masking.SUSPICIOUS, "masked": masking.MASKED},
         "environment": environment(),
     }
+
+
+def _without_nan(value: Any) -> Any:
+    """None for what is of no images: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

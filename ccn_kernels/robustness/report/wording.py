@@ -55,13 +55,12 @@ def summary(network: dict[str, Any]) -> list[list[str]]:
 def attacks(network: dict[str, Any], norm: str) -> tuple[list[str], list[list[str]]]:
     """A table's head and rows: for each attack its own accuracy and what is left after it, by radius."""
     epsilons = list(network["minimum"][norm])
-    head = ["attack", "attacked", "images/s"]
-    head += [f"alone, {radius(epsilon)}" for epsilon in epsilons] + [f"left, {radius(epsilon)}" for epsilon in epsilons]
+    kinds = ("left", "alone")  # what matters first: a phone shows the first columns
+    head = ["attack", *(f"{kind}, {radius(epsilon)}" for kind in kinds for epsilon in epsilons), "attacked", "images/s"]
     rows = []
     for line in network["attacks"][norm]:
-        cells = [line["title"], number(line["images"]), number(line["images_per_second"])]
-        cells += [number(line[kind].get(epsilon)) for kind in ("alone", "left") for epsilon in epsilons]
-        rows.append(cells)
+        cells = [number(line[kind].get(epsilon)) for kind in kinds for epsilon in epsilons]
+        rows.append([line["title"], *cells, number(line["images"]), number(line["images_per_second"])])
     return head, rows
 
 
