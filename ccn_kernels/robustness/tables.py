@@ -75,7 +75,9 @@ def _text(number: int, lab: Lab, entries: Sequence[Entry]) -> str:
         else:
             lines = "\n".join(f"- {line}" for line in flags(mine))
             parts += ["Weaker attacks that do more harm than stronger ones:", lines] if lines else []
-    parts.append("Each number: ours (the paper's, the difference). The minimum is over attacks, image by image.")
+    parts.append(
+        "Each number: ours (the paper's, the difference). The minimum is over attacks, on the images that all saw."
+    )
     return "\n\n".join(filter(None, parts))
 
 
