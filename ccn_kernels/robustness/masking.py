@@ -168,6 +168,24 @@ def _black_against_white(probe: Probe) -> Row:
     return Row(name, numbers, by_gap(gap, 2, 10), why, ATHALYE)
 
 
+def _black_against_one_step(probe: Probe) -> Row:
+    """FGSM is weak at large radii on any network: 10 points, a plain one's on MNIST at ε = 0.3, still hold."""
+    name = "black box against FGSM"
+    if not probe.worst.plan.black_box:
+        return _unmeasured(name, "no black box was asked for", ATHALYE)
+    numbers: dict[str, float] = {}
+    gap = -100.0
+    for attack in (each.name for each in probe.worst.plan.black_box):
+        for epsilon, held in probe.worst.alone[attack].items():
+            black, one = percent(held), percent(probe.worst.alone[FGSM][epsilon][: len(held)])
+            numbers |= {f"{attack}, ε = {epsilon:.3g}": black, f"FGSM there, ε = {epsilon:.3g}": one}
+            gap = max(gap, one - black)
+    why = (
+        f"A black box takes {gap:.1f} points more than FGSM does." if gap > 0 else "No black box takes more than FGSM."
+    )
+    return Row(name, numbers, by_gap(gap, 20, 30), why, ATHALYE)
+
+
 def _noise(probe: Probe) -> Row:
     numbers: dict[str, float] = {}
     gap = -100.0
@@ -188,8 +206,10 @@ def _finite_differences(probe: Probe) -> Row:
     return Row(name, {"relative error": error}, by_gap(error, 0.2, 0.6), why, ATHALYE)
 
 
-CHECKS: tuple[Callable[[Probe], Row], ...] = (_zero_gradients, _margins, _other_losses, _logit_scale, _unbounded,
-    _one_step_against_many, _growing, _black_against_white, _noise, _finite_differences)  # fmt: skip
+CHECKS: tuple[Callable[[Probe], Row], ...] = (
+    _zero_gradients, _margins, _other_losses, _logit_scale, _unbounded, _one_step_against_many, _growing,
+    _black_against_white, _black_against_one_step, _noise, _finite_differences,
+)  # fmt: skip
 
 
 def _alone(probe: Probe, name: str, count: int | None = None) -> dict[float, float]:

@@ -37,7 +37,7 @@ def rows(model, split, folder, **options):
 def test_a_sound_network_is_not_called_masked(plain, tmp_path):
     model, split = plain
     found = rows(model, split, tmp_path)
-    assert len(found) == 10
+    assert len(found) == 11
     assert {row.verdict for row in found.values()} == {"holds"}, found
     assert masking.overall(list(found.values())) == "holds"
     assert all(row.why.endswith(".") and row.reference for row in found.values())
@@ -89,6 +89,7 @@ def test_a_gradient_that_leads_astray_loses_to_what_needs_none(plain, tmp_path):
     model, split = plain
     found = rows(Misled(model).eval(), split, tmp_path, sources=[as_run(model, "the sound one")])
     assert found["black box against white box"].verdict == "masked"
+    assert found["black box against FGSM"].verdict == "masked"
     assert found["unbounded PGD"].verdict == "masked"
     assert found["gradient against finite differences"].verdict == "masked"
 
@@ -103,7 +104,7 @@ def test_a_check_that_cannot_be_made_is_said_to_be_none(plain, tmp_path):
             return model(images)
 
     found = rows(Half().eval(), split, tmp_path, subset=0)
-    for name in ("black box against white box", "gradient against finite differences"):
+    for name in ("black box against white box", "black box against FGSM", "gradient against finite differences"):
         assert found[name].verdict == "not measured"
     assert masking.overall(list(found.values())) == "holds"
     assert "float64" not in "".join(found["FGSM in float64 and on the margin"].numbers)

@@ -92,7 +92,7 @@ def test_json_and_markdown_hold_the_same_numbers(made):
             assert minimum <= network["white-box minimum"]["linf"][epsilon]
             assert f"{minimum:.1f}" in text
         assert f"## {network['title']}: {wording.verdict(network['verdict'])}" in text
-        assert len(network["masking"]) == 10
+        assert len(network["masking"]) == 11
     transfers = [
         line for network in found["networks"] for line in network["attacks"]["linf"] if "transfer" in line["title"]
     ]

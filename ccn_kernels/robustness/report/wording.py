@@ -21,7 +21,8 @@ NOTES = (
 MEANING = {
     "holds": "No check speaks against the network's gradients: the minimum is likely near the truth.",
     "suspicious": "A check is off by more than sound networks' are: trust the minimum alone, and no single attack.",
-    "masked": "Gradients of this network lie: what it shows under FGSM or PGD is no robustness.",
+    "masked": "A check shows gradients that mislead: what one attack by itself leaves, FGSM above all, is no "
+    "robustness. Trust the minimum alone.",
     "not measured": "No check could be made.",
 }
 
