@@ -58,12 +58,12 @@ def add_parsers(commands: Any) -> None:
 
     certify = commands.add_parser("certify", help="radii within which no attack can succeed, proved image by image")
     certify.add_argument("network", type=Path, metavar="DIR", help="what `ccn train` wrote")
-    certify.add_argument("--images", type=_count, default=20, metavar="N", help="the first N test images; default: 20")
+    certify.add_argument("--images", type=count, default=20, metavar="N", help="the first N test images; default: 20")
     certify.add_argument("--method", choices=BOUNDS, default=BOUNDS[0],
                          help="linearised (default) takes seconds an image, the others a fraction")  # fmt: skip
     certify.add_argument("--data", type=Path, metavar="DIR", help="where the data set's files lie")
     certify.add_argument("--out", type=Path, metavar="FILE", help="default: DIR/certified-METHOD.json")
-    certify.set_defaults(run=_with_extra(_certify), device="cpu")
+    certify.set_defaults(run=with_extra(_certify), device="cpu")
 
     for name, numbers in (("table", "1 to 9, 11 to 13"), ("figure", "1, 2, 5, 6")):
         parser = commands.add_parser(name, help=f"{name}s of the paper ({numbers}), trained and measured here")
