@@ -504,6 +504,9 @@ def _gather(request: Request, device: Device) -> Tile:
     tile = Tile("gather", *sizes, warps=4, stages=3, squares="loop")
     if is_unrolled(tile, geometry):
         tile = dataclasses.replace(tile, places=32 * tile.warps)  # one a thread, whose whole patch it gathers
+        shallow = dataclasses.replace(tile, depth=16)
+        if request.dtype == "float32" and _steps(tile, geometry) > 1 and is_unrolled(shallow, geometry):
+            tile = shallow  # at twice the depth Triton 3.6 spills
     if _gather_reason(tile, request, device):
         tile = dataclasses.replace(tile, squares="plane")
     blocks = geometry.groups * math.ceil(geometry.out_channels / tile.outputs)
