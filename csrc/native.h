@@ -11,7 +11,7 @@
 
 #include "compact_conv.h"
 
-#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // younger than PyTorch 2.11; its own message does not say what went wrong
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // PyTorch 2.11 has none; this one's message does not say what went wrong
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
 

@@ -9,6 +9,17 @@ from ccn_kernels.workloads import Layer
 TF32_ERROR, EXACT = 2e-3, 3e-5  # relative: ten bits of either factor, or all of fp32's
 NARROW = [torch.bfloat16, torch.float16]
 WIDE = Layer("wide", 32, 256, 256, 14)
+KINDS = (  # of layers, as Triton's kernels tell them apart
+    Layer("descriptors", 256, 48, 80, 10),
+    Layer("persistent", 256, 64, 128, 16),
+    Layer("pointers", 256, 3, 48, 10),
+    Layer("odd", 256, 63, 65, 7),
+    Layer("strided", 256, 48, 80, 10, stride=2),
+    Layer("contiguous", 256, 48, 80, 10, channels_last=False),
+    Layer("depthwise", 256, 48, 48, 10, groups=48),
+    Layer("linear", 256, 400, 80, kernel=1, padding=0, rank=0),
+)
+CLASSES = ((256, 255, 200, 129, 1000), (128, 127, 65), (16, 15, 5))  # batches that share their kernels
 
 
 def make(layer, dtype, batch=None, relu=False):

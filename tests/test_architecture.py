@@ -13,9 +13,10 @@ PACKAGE = Path(ccn_kernels.__file__).parent
 OPTIONAL = {"eagerpy", "foolbox", "matplotlib", "scipy", "sklearn", "tabulate", "tqdm", "triton"}
 
 TRITON_KERNELS = {f"backends.triton.{name}" for name in ("fprop", "dgrad", "wgrad", "epilogue")}
-TRITON_LAUNCHES = {f"backends.triton.{name}" for name in ("config", "convolution", "geometry", "launch")}
+TRITON_CHOICE = {f"backends.triton.{name}" for name in ("config", "heuristics", "limits", "tiles")}
+TRITON_LAUNCHES = TRITON_CHOICE | {f"backends.triton.{name}" for name in ("convolution", "geometry", "launch")}
 TRITON_PASSES_ALONE = {"backends.triton.forward_pass", "backends.triton.backward_pass"}
-TRITON_PASSES = TRITON_PASSES_ALONE | {"backends.triton.config", "backends.triton.launch", "workloads"}
+TRITON_PASSES = TRITON_PASSES_ALONE | TRITON_CHOICE | {"backends.triton.launch", "workloads"}
 
 # What each module may import from the package.
 ALLOWED = {
@@ -31,25 +32,28 @@ ALLOWED = {
     "backends.cpu": {"backends.extension"},
     "backends.cuda": {"backends.extension", "spec"},
     "backends.triton.geometry": {"spec"},
-    "backends.triton.config": {"backends.triton.geometry"},
+    "backends.triton.tiles": {"backends.triton.geometry"},
+    "backends.triton.limits": {"backends.triton.geometry", "backends.triton.tiles"},
+    "backends.triton.heuristics": {"backends.triton.geometry", "backends.triton.limits", "backends.triton.tiles"},
+    "backends.triton.config": TRITON_CHOICE,
     "backends.triton.indexing": set(),
     "backends.triton.fprop": {"backends.triton.indexing"},
     "backends.triton.persistent": set(),
     "backends.triton.dgrad": {"backends.triton.fprop", "backends.triton.indexing"},
     "backends.triton.wgrad": {"backends.triton.dgrad", "backends.triton.fprop", "backends.triton.indexing"},
     "backends.triton.epilogue": {"backends.triton.dgrad", "backends.triton.fprop", "backends.triton.indexing"},
-    "backends.triton.launch": {"backends.triton.config", "backends.triton.geometry", "spec"},
+    "backends.triton.launch": TRITON_CHOICE | {"backends.triton.geometry", "spec"},
     "backends.triton.convolution": {"backends.triton.launch", "spec"},
     "backends.triton.forward_pass": TRITON_KERNELS | TRITON_LAUNCHES | {"backends.triton.persistent"},
     "backends.triton.backward_pass": TRITON_KERNELS | TRITON_LAUNCHES,
     "backends.triton.native": {"backends.triton.launch", "_C"},
     "backends.triton.replay": TRITON_PASSES_ALONE
-    | {"backends.triton.config", "backends.triton.launch", "backends.triton.native", "known", "spec"},
+    | {"backends.triton.launch", "backends.triton.native", "backends.triton.tiles", "known", "spec"},
     "workloads": {"spec"},
     "backends.triton.offline": TRITON_PASSES,
     "backends.triton.recorded": {"files"},
     "backends.triton.tune": TRITON_PASSES | {"files"},
-    "backends.triton": {"spec", "backends.triton.config", "backends.triton.launch", "backends.triton.replay"}
+    "backends.triton": {"spec", "backends.triton.launch", "backends.triton.replay", "backends.triton.tiles"}
     | TRITON_PASSES_ALONE,
     "backends": {"spec", "backends.cpu", "backends.cuda", "backends.reference", "backends.triton"},
     "ops": {"backends", "known", "reference", "spec"},

@@ -6,13 +6,14 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from gpu_problems import CLASSES, KINDS
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ccn_kernels import cli
 from ccn_kernels.backends.triton import config, offline, recorded
-from ccn_kernels.backends.triton.config import Device, Tile
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.launch import Launch, Problem
+from ccn_kernels.backends.triton.tiles import Device, Tile, batch_class
 from ccn_kernels.workloads import LAYERS, Layer
 
 KEYS = {"kernel", "config", "registers", "spills", "shared_bytes", "wgmma", "mma", "bulk_copies", "serialized",
@@ -175,20 +176,8 @@ def test_a_loop_that_reads_what_products_still_read_is_a_fault(squared):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "tf32"])
-@pytest.mark.parametrize(
-    "layer",
-    [
-        Layer("descriptors", 1, 48, 80, 10),
-        Layer("pointers", 1, 3, 48, 10),
-        Layer("odd", 1, 63, 65, 7),
-        Layer("strided", 1, 48, 80, 10, stride=2),
-        Layer("contiguous", 1, 48, 80, 10, channels_last=False),
-        Layer("depthwise", 1, 48, 48, 10, groups=48),
-        Layer("linear", 1, 400, 80, kernel=1, padding=0, rank=0),
-    ],
-    ids=lambda layer: layer.name,
-)
-@pytest.mark.parametrize("batches", [(256, 255, 200, 129, 1000), (128, 127, 65), (16, 15, 5)], ids=str)
+@pytest.mark.parametrize("layer", KINDS, ids=lambda layer: layer.name)
+@pytest.mark.parametrize("batches", CLASSES, ids=str)
 def test_batches_of_a_class_are_launched_by_the_same_kernels(batches, layer, dtype):
     device = Device("", 90, offline.PROCESSORS)
 
@@ -197,7 +186,7 @@ def test_batches_of_a_class_are_launched_by_the_same_kernels(batches, layer, dty
         return {offline.identity_of(launch, dtype) for launch in launches}
 
     first = kernels(batches[0])
-    assert len({config.batch_class(batch) for batch in batches}) == 1
+    assert len({batch_class(batch) for batch in batches}) == 1
     for batch in batches[1:]:
         assert kernels(batch) <= first
 

@@ -15,9 +15,9 @@ from triton.backends.driver import expand_signature
 
 from ccn_kernels import _C
 from ccn_kernels.backends.triton import native, offline, replay
-from ccn_kernels.backends.triton.config import PERSISTENT_TILES, Device, Tile
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.launch import Problem, is_descriptor
+from ccn_kernels.backends.triton.tiles import PERSISTENT_TILES, Device, Tile
 from ccn_kernels.workloads import Layer
 
 H200 = Device("NVIDIA H200", 90, 132)

@@ -10,9 +10,9 @@ from emulator import ptx
 from problems import relative_error
 
 from ccn_kernels.backends.triton import native, offline
-from ccn_kernels.backends.triton.config import PERSISTENT_TILES, Device
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.launch import Problem, is_descriptor
+from ccn_kernels.backends.triton.tiles import PERSISTENT_TILES, Device
 from ccn_kernels.spec import ConvSpec
 
 NARROW, WIDE = PERSISTENT_TILES

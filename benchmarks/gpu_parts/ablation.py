@@ -10,7 +10,8 @@ from typing import Any
 
 import triton
 
-from ccn_kernels.backends.triton import config
+from ccn_kernels.backends.triton import limits
+from ccn_kernels.backends.triton.tiles import SQUARES, Tile
 from ccn_kernels.bench.case import Case
 from ccn_kernels.bench.direct import Direct
 from ccn_kernels.workloads import Layer
@@ -35,8 +36,8 @@ def squares(run: Run, layer: Layer) -> Row:
     default, contenders = default_tile(case, "forward"), {}
     if default.kernel in ("descriptor", "gather"):
         request, device = Direct(case).problem().request("forward"), Direct(case).problem().device
-        tiles = [dataclasses.replace(default, squares=way) for way in config.SQUARES]
-        tiles = [tile for tile in tiles if config.can_run(tile, request, device) is None]
+        tiles = [dataclasses.replace(default, squares=way) for way in SQUARES]
+        tiles = [tile for tile in tiles if limits.can_run(tile, request, device) is None]
         precompile(case, [({"forward": tile}, False) for tile in tiles])
         for tile in tiles:
             contenders[tile.squares] = functools.partial(of_kernel, case, tile)
@@ -48,7 +49,7 @@ def squares(run: Run, layer: Layer) -> Row:
     )
 
 
-def of_kernel(case: Case, tile: config.Tile, changed: Callable[[Any], Any] = lambda kernel: kernel) -> Contender:
+def of_kernel(case: Case, tile: Tile, changed: Callable[[Any], Any] = lambda kernel: kernel) -> Contender:
     recorder = Recorder()
     Direct(case, {"forward": tile}).forward(recorder)
     launch = recorder.product()
@@ -57,7 +58,7 @@ def of_kernel(case: Case, tile: config.Tile, changed: Callable[[Any], Any] = lam
     return Contender(launch.run, facts=resources(launch))
 
 
-def others(case: Case, tile: config.Tile) -> dict[str, Callable[[], Contender]]:
+def others(case: Case, tile: Tile) -> dict[str, Callable[[], Contender]]:
     """The launches beside the product's."""
     recorder = Recorder()
     Direct(case, {"forward": tile}).forward(recorder)

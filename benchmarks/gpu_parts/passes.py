@@ -12,10 +12,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ccn_kernels.backends.triton import config
-from ccn_kernels.backends.triton.config import Tile
+from ccn_kernels.backends.triton import limits
 from ccn_kernels.backends.triton.geometry import next_power_of_two
 from ccn_kernels.backends.triton.launch import Launch
+from ccn_kernels.backends.triton.tiles import BOXED_SQUARES, Tile
 from ccn_kernels.bench.case import Case, Family
 from ccn_kernels.bench.direct import Direct, Tiles
 
@@ -111,7 +111,7 @@ def candidates(case: Case, kind: str) -> dict[str, Tile]:
     request, default = problem.request(kind), problem.tile(kind)
     make = {"forward": _forward_tiles, "dgrad": _dgrad_tiles, "wgrad": _wgrad_tiles}[kind]
     tiles = [tile for tile in make(case, default, request.boxable) if tile != default]
-    return {label(tile): tile for tile in tiles if config.can_run(tile, request, problem.device) is None}
+    return {label(tile): tile for tile in tiles if limits.can_run(tile, request, problem.device) is None}
 
 
 def _forward_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:
@@ -121,7 +121,7 @@ def _forward_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:
             yield Tile("gather", places, outputs, 32, warps, stages, squares="loop")
         return
     tiles = _products(case.layer.out_channels, case.layer.in_channels, case.dtype)
-    for tile, squares, splits in itertools.product(tiles, config.BOXED_SQUARES, {1, default.splits}):
+    for tile, squares, splits in itertools.product(tiles, BOXED_SQUARES, {1, default.splits}):
         yield dataclasses.replace(tile, squares=squares, splits=splits)
 
 

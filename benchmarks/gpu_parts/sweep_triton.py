@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ccn_kernels.backends import triton as backend
 from ccn_kernels.backends.triton.backward_pass import Backward
-from ccn_kernels.backends.triton.config import HYBRID, Tile
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.launch import Problem
+from ccn_kernels.backends.triton.tiles import HYBRID, Tile
 from ccn_kernels.bench.case import Named
 
 from .sweep import GRADIENTS, Call

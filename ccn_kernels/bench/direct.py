@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..backends import triton as backend
 from ..backends.triton.backward_pass import Backward
-from ..backends.triton.config import HYBRID, Tile
 from ..backends.triton.forward_pass import Forward
 from ..backends.triton.launch import Launch, Problem
+from ..backends.triton.tiles import HYBRID, Tile
 from .case import ALPHA, Case, Family, Named
 
 Tiles = dict[str, Tile]

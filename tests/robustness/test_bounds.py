@@ -18,13 +18,7 @@ SIZES = st.floats(-3, 1).map(lambda power: 10**power)
 SEEDS = st.integers(0, 10**6)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These networks are too small for two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def f(p, delta):

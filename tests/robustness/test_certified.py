@@ -17,13 +17,7 @@ from ccn_kernels.robustness.data.splits import TensorSplit
 VARIANTS = ("sm", "brelu", "bn", "l2sm", "ccn")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These networks are too small for two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def grey(count):

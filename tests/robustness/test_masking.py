@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import as_run, part
+from small import as_run, part, trained_on
 
 from ccn_kernels.robustness import data, masking, probes, worst
 from ccn_kernels.robustness.data.splits import TensorSplit
@@ -14,17 +14,9 @@ RADII = (0.05, 0.1)
 @pytest.fixture(scope="module")
 def plain():
     """A plain network that has learned digits, and those that it is judged on."""
-    torch.manual_seed(0)
     digits = data.load("digits")
     images, labels, _ = next(digits.train.batches(range(1000), 1000))
-    layers = (torch.nn.Conv2d(1, 8, 5, stride=3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(512, 10))
-    model = torch.nn.Sequential(*layers)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(60):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-    return model.eval(), part(digits.test, 60)
+    return trained_on(images, labels), part(digits.test, 60)
 
 
 def rows(model, split, folder, **options):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from small import fails, succeeds
 
 from ccn_kernels import cli, robustness
 from ccn_kernels.robustness import certified_report, command, data, paper, runs, scales, tree
@@ -18,16 +19,6 @@ TRAIN = ["train", "--epochs", "1", "--batch-size", "32"]
 @pytest.fixture
 def few(few_digits, monkeypatch):
     monkeypatch.setattr(data, "load", lambda *args, **options: few_digits._replace(name="digits"))
-
-
-def succeeds(capsys, *arguments):
-    assert cli.main(list(map(str, arguments))) == 0
-    return capsys.readouterr().out
-
-
-def fails(capsys, *arguments):
-    assert cli.main(list(map(str, arguments))) == 1
-    return capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("few")

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from small import fails, succeeds
 
-from ccn_kernels import cli
 from ccn_kernels.robustness import data, own, report, runs
 from ccn_kernels.robustness.data.splits import TensorSplit
 from ccn_kernels.robustness.report import wording
@@ -149,16 +149,6 @@ def test_a_network_that_is_none_is_refused_before_anything_is_attacked(few_digit
 def test_wrong_settings_are_refused(wrong, match):
     with pytest.raises(ValueError, match=match):
         Settings(**{"epsilons": RADII, **wrong})
-
-
-def succeeds(capsys, *arguments):
-    assert cli.main(list(map(str, arguments))) == 0
-    return capsys.readouterr().out
-
-
-def fails(capsys, *arguments):
-    assert cli.main(list(map(str, arguments))) == 1
-    return capsys.readouterr().err
 
 
 SMALL = ["--count", 4, "--black-box", 2, "--queries", 3, "--hops", 0, "--epsilons", "8/255", "--l2"]

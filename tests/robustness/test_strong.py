@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small import as_run
+from small import as_run, trained_on
 
 from ccn_kernels.robustness import attacks, balls, data, evaluation, losses
 from ccn_kernels.robustness.least import LeastChange
@@ -24,17 +24,10 @@ GRADIENTS = [
 @pytest.fixture(scope="module")
 def network():
     """A small network that has learned something, and images that it gets right."""
-    torch.manual_seed(0)
     images, labels, _ = next(data.load("digits").train.batches(range(200), 200))
-    layers = (torch.nn.Conv2d(1, 8, 5, stride=3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(512, 10))
-    model = torch.nn.Sequential(*layers)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(60):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
+    model = trained_on(images, labels)
     assert (attacks.predictions(model, images) == labels).all()
-    return model.eval().requires_grad_(False), images[:40], labels[:40]
+    return model.requires_grad_(False), images[:40], labels[:40]
 
 
 @pytest.mark.parametrize("norm", balls.NORMS)

@@ -9,9 +9,9 @@ import torch
 from ccn_kernels.arguments import resolve
 from ccn_kernels.backends import triton
 from ccn_kernels.backends.triton.backward_pass import Backward
-from ccn_kernels.backends.triton.config import HYBRID, Tile
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.launch import Launch, Problem
+from ccn_kernels.backends.triton.tiles import HYBRID, Tile
 
 INTERPRETED = triton.interpreting()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")

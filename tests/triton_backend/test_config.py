@@ -13,12 +13,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from ccn_kernels.backends.triton import config
+from ccn_kernels.backends.triton import config, limits
 from ccn_kernels.backends.triton.backward_pass import Backward
-from ccn_kernels.backends.triton.config import HYBRID, Device, Tile
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.geometry import Geometry, box_of, is_linear, strides_of
 from ccn_kernels.backends.triton.launch import Problem, is_descriptor, tiles_of
+from ccn_kernels.backends.triton.tiles import HYBRID, PERSISTENT_TILES, SQUARES, Device, Tile, batch_class
 from ccn_kernels.spec import ConvSpec
 from ccn_kernels.workloads import LAYERS, Layer
 
@@ -101,7 +101,7 @@ def test_the_choice_is_a_function_and_can_run(dtype, device, user_table):
     for layer, kind in itertools.product(LAYERS, KINDS):
         problem, _ = problem_of(layer, dtype, device)
         chosen = problem.tile(kind)
-        assert config.can_run(chosen, problem.request(kind), device) is None, (layer, kind)
+        assert limits.can_run(chosen, problem.request(kind), device) is None, (layer, kind)
         config.choose.cache_clear()
         assert problem_of(layer, dtype, device)[0].tile(kind) == chosen
         assert device.capability >= 90 or chosen.kernel != "descriptor"
@@ -144,9 +144,9 @@ WAVES = next(layer for layer in LAYERS if layer.name == "128-128@28")
 )
 def test_persistent_tiles_are_chosen_where_they_pay(chosen, device, dtype, changed, monkeypatch):
     request = request_of(WAVES._replace(**changed), dtype, device=device)
-    assert (config.choose(request, device) in config.PERSISTENT_TILES) == chosen
-    monkeypatch.setattr(config, "_triton", lambda: "3.7")
-    assert "found 3.7" in config.can_run(config.PERSISTENT_TILES[1], request_of(WAVES), H200)
+    assert (config.choose(request, device) in PERSISTENT_TILES) == chosen
+    monkeypatch.setattr(limits, "_triton", lambda: "3.7")
+    assert "found 3.7" in limits.can_run(PERSISTENT_TILES[1], request_of(WAVES), H200)
 
 
 def table_of(entries, device=H200):
@@ -304,7 +304,7 @@ def geometry(batch, extent, in_extent=None):
 EXTENTS = [(1, rows, columns) for rows, columns in itertools.product((1, 2, 3, 6, 7, 8, 14, 28, 33, 56), repeat=2)]
 
 
-@pytest.mark.parametrize("squares", config.SQUARES)
+@pytest.mark.parametrize("squares", SQUARES)
 @pytest.mark.parametrize("places", [16, 64, 128, 256])
 def test_boxes_cover_and_waste_least(places, squares):
     for extent, batch in itertools.product(EXTENTS, (1, 3, 256)):
@@ -335,9 +335,9 @@ def test_boxes_of_common_images_waste_nothing(size):
 
 
 def test_every_batch_has_a_class_that_stands_for_it():
-    classes = [config.batch_class(batch) for batch in range(1, 2000)]
+    classes = [batch_class(batch) for batch in range(1, 2000)]
     assert classes == sorted(classes)
-    assert all(config.batch_class(found) == found for found in classes)
+    assert all(batch_class(found) == found for found in classes)
     assert all(found >= min(batch, classes[-1]) for batch, found in enumerate(classes, 1))
     assert len(set(classes)) <= 6
     assert len(set(classes[128:])) == 1
@@ -395,4 +395,4 @@ def test_splits_are_no_more_than_a_sum_can_bear(asked):
         assert 1 <= splits <= max(1, steps)
         assert asked == 0 or splits <= asked
         if asked == 0:
-            assert splits * programs <= max(programs, H200.processors * config.resident(Tile("gather")))
+            assert splits * programs <= max(programs, H200.processors * limits.resident(Tile("gather")))

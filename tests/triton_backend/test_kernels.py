@@ -12,8 +12,8 @@ import triton.language as tl
 from calls import DTYPES, NARROW, check, small
 
 from ccn_kernels.backends.triton import launch
-from ccn_kernels.backends.triton.config import HYBRID
 from ccn_kernels.backends.triton.indexing import dense_places
+from ccn_kernels.backends.triton.tiles import HYBRID
 
 LAST = (True, True)
 BOTH = [(False, False), LAST]

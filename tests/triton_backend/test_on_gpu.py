@@ -6,12 +6,12 @@ import calls
 import pytest
 import torch
 import triton
-from gpu_problems import NARROW, TF32_ERROR, WIDE, assert_accurate, make
+from gpu_problems import CLASSES, KINDS, NARROW, TF32_ERROR, WIDE, assert_accurate, make
 from problems import assert_same_bits
 
-from ccn_kernels.backends.triton import config, device, native
-from ccn_kernels.backends.triton.config import Tile
+from ccn_kernels.backends.triton import device, limits, native
 from ccn_kernels.backends.triton.launch import Problem
+from ccn_kernels.backends.triton.tiles import PERSISTENT_TILES, Tile
 from ccn_kernels.workloads import Layer
 
 if calls.INTERPRETED or not torch.cuda.is_available():
@@ -39,7 +39,7 @@ def test_tiles_of_eight_warps(layer, kind, dtype):
         tiles.append(Tile("gather", 128, 128, 32, 8, 3))
     call = calls.resolved(make(layer, dtype))
     request = Problem(call.input, call.weight, call.spec, device(None)).request(kind)
-    tiles = [tile for tile in tiles if config.can_run(tile, request, device(None)) is None]
+    tiles = [tile for tile in tiles if limits.can_run(tile, request, device(None)) is None]
     has_descriptors = device(None).capability >= 90 and not (kind == "wgrad" and dtype == torch.float32)
     assert ("descriptor" in {tile.kernel for tile in tiles}) == has_descriptors
     for seed in range(3):
@@ -56,12 +56,12 @@ def test_tiles_of_eight_warps(layer, kind, dtype):
 @pytest.mark.parametrize(
     ("tile", "layer"),
     [
-        (config.PERSISTENT_TILES[0], Layer("all weights stay", 67, 64, 56, 29)),
-        (config.PERSISTENT_TILES[0], Layer("weights come and go", 33, 128, 64, 28)),
-        (config.PERSISTENT_TILES[1], Layer("two blocks", 65, 192, 200, 15)),
-        (config.PERSISTENT_TILES[1], Layer("one tile", 2, 64, 128, 5)),
-        (config.PERSISTENT_TILES[1], Layer("pixels", 40, 128, 128, 27, kernel=1, padding=0)),
-        (config.PERSISTENT_TILES[1], Layer("wide windows", 40, 64, 72, 21, kernel=5, padding=4)),
+        (PERSISTENT_TILES[0], Layer("all weights stay", 67, 64, 56, 29)),
+        (PERSISTENT_TILES[0], Layer("weights come and go", 33, 128, 64, 28)),
+        (PERSISTENT_TILES[1], Layer("two blocks", 65, 192, 200, 15)),
+        (PERSISTENT_TILES[1], Layer("one tile", 2, 64, 128, 5)),
+        (PERSISTENT_TILES[1], Layer("pixels", 40, 128, 128, 27, kernel=1, padding=0)),
+        (PERSISTENT_TILES[1], Layer("wide windows", 40, 64, 72, 21, kernel=5, padding=4)),
     ],
     ids=lambda value: value.name if isinstance(value, Layer) else None,
 )
@@ -69,7 +69,7 @@ def test_persistent_tiles(tile, layer, relu, dtype):
     """Ragged edges on all sides; trained without and, by the output alone, with the fused ReLU; twice each."""
     call = calls.resolved(make(layer, dtype))
     request = Problem(call.input, call.weight, call.spec, device(None)).request("forward")
-    reason = config.can_run(tile, request, device(None))
+    reason = limits.can_run(tile, request, device(None))
     if reason is not None:
         pytest.skip(reason)
     for seed in range(3):
@@ -92,21 +92,8 @@ def compiled():
 
 @pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
 @pytest.mark.parametrize("relu", [False, True], ids=["none", "relu"])
-@pytest.mark.parametrize(
-    "layer",
-    [
-        Layer("descriptors", 256, 48, 80, 10),
-        Layer("persistent", 256, 64, 128, 16),
-        Layer("pointers", 256, 3, 48, 10),
-        Layer("odd", 256, 63, 65, 7),
-        Layer("strided", 256, 48, 80, 10, stride=2),
-        Layer("contiguous", 256, 48, 80, 10, channels_last=False),
-        Layer("depthwise", 256, 48, 48, 10, groups=48),
-        Layer("linear", 256, 400, 80, kernel=1, padding=0, rank=0),
-    ],
-    ids=lambda layer: layer.name,
-)
-@pytest.mark.parametrize("batches", [(256, 255, 200, 129, 1000), (128, 127, 65), (16, 15, 5)], ids=str)
+@pytest.mark.parametrize("layer", KINDS, ids=lambda layer: layer.name)
+@pytest.mark.parametrize("batches", CLASSES, ids=str)
 def test_nothing_is_compiled_anew_for_another_batch(batches, layer, relu, dtype, compiled):
     torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "tf32"
     make(layer, dtype, batches[0], relu).run("triton")

@@ -7,8 +7,8 @@ import pytest
 from calls import DEVICE
 
 from ccn_kernels.backends import triton
-from ccn_kernels.backends.triton import config, tune
-from ccn_kernels.backends.triton.config import HYBRID, Tile
+from ccn_kernels.backends.triton import config, heuristics, tune
+from ccn_kernels.backends.triton.tiles import HYBRID, Tile
 from ccn_kernels.workloads import Layer
 
 LAYER = Layer("tiny", 2, 8, 16, 4)
@@ -25,7 +25,7 @@ def measured(monkeypatch):
         calls.append(call)
         return float(len(calls))
 
-    monkeypatch.setattr(config, "candidates", lambda request, device: [SMALL, HYBRID])
+    monkeypatch.setattr(heuristics, "candidates", lambda request, device: [SMALL, HYBRID])
     return measure, calls
 
 

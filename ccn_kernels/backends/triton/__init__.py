@@ -15,7 +15,7 @@ from torch import Tensor
 from ...spec import ConvSpec
 
 if TYPE_CHECKING:
-    from .config import Device
+    from .tiles import Device
 
 NAME = "triton"
 OLDEST = (3, 6)
@@ -65,7 +65,7 @@ def unsupported(request) -> str | None:
 @functools.cache
 def device(index: int | None) -> Device:
     """What kernels are chosen for: a GPU by its index (None: the current one), or the interpreter."""
-    from .config import Device
+    from .tiles import Device
 
     if interpreting():
         return Device("interpreter", 90, 1, is_interpreter=True)

@@ -13,7 +13,6 @@ from torch import Tensor
 from . import convolution, epilogue
 from . import dgrad as dgrad_kernels
 from . import wgrad as wgrad_kernels
-from .config import Tile
 from .geometry import ONES, is_linear, next_power_of_two
 from .launch import (
     CONSTANTS,
@@ -32,6 +31,7 @@ from .launch import (
     weight_descriptor,
     width,
 )
+from .tiles import Tile
 
 TOP = 2.0**14  # what the largest |e| in fp16 is scaled to: sums of it are fp32
 ELEMENTS = 1024  # that a program of a reduction adds at a time

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from . import convolution, epilogue
 from . import fprop as kernels
-from .config import Tile, is_unrolled, keeps_weights, written_part
 from .geometry import ONES, Axes
 from .launch import (
     CONSTANTS,
@@ -29,6 +28,8 @@ from .launch import (
     weight_descriptor,
     width,
 )
+from .limits import is_unrolled, keeps_weights, written_part
+from .tiles import Tile
 
 
 class Forward:

@@ -12,9 +12,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...spec import ConvSpec, fp32_precision, memory_format, output_size
-from . import config
-from .config import LEAST_STEPS, Device, Tile
+from . import config, limits
 from .geometry import Axes, Strides, box_of, geometry_of, is_boxable, next_power_of_two, strides_of
+from .limits import LEAST_STEPS
+from .tiles import Device, Request, Tile, batch_class, request
 
 CONSTANTS = ("KERNEL", "STRIDE", "PADDING", "DILATION")
 WEIGHT_AXES = ("output", "channel", "tap")
@@ -190,14 +191,14 @@ class Problem:
     def in_places(self) -> int:
         return self.geometry.batch * self.geometry.in_pixels
 
-    def request(self, kind: str) -> config.Request:
+    def request(self, kind: str) -> Request:
         geometry, size = self.geometry, self.dtype.itemsize
         read = [geometry.in_channels] + ([geometry.out_channels] if kind != "forward" else [])
         divides = all(extent % step == 0 for extent, step in zip(geometry.in_extent, geometry.stride, strict=True))
         boxable = divides and all(channels * size % 16 == 0 for channels in read)
         dtype = str(self.dtype).removeprefix("torch.")
         writable = self.format != torch.contiguous_format and geometry.out_channels * size % 16 == 0
-        return config.request(kind, geometry, dtype, self.precision, self.x.strides.channel == 1, boxable, writable)
+        return request(kind, geometry, dtype, self.precision, self.x.strides.channel == 1, boxable, writable)
 
     def tile(self, kind: str) -> Tile:
         """The tile of a pass; one that was asked for must be able to run.
@@ -208,14 +209,14 @@ class Problem:
         request = self.request(kind)
         if kind not in self._tiles:
             return config.choose(request, self.device)
-        reason = config.can_run(self._tiles[kind], request, self.device)
+        reason = limits.can_run(self._tiles[kind], request, self.device)
         if reason is not None:
             raise ValueError(f"{self._tiles[kind]} cannot run {request.key}: {reason}")
         return self._tiles[kind]
 
     def box(self, tile: Tile, extent: Axes) -> Axes:
         """The box of a tile over the images' extent: the same for all batches of a class."""
-        classed = self.geometry._replace(batch=config.batch_class(self.geometry.batch))
+        classed = self.geometry._replace(batch=batch_class(self.geometry.batch))
         box = box_of(tile.places, classed, extent, tile.squares)
         assert box is not None, "can_run has seen to it"
         return box
@@ -223,7 +224,7 @@ class Problem:
     def splits(self, tile: Tile, programs: int, steps: int) -> int:
         """How many shares a sum of so many steps is split into: as asked for, or so that no processor idles."""
         most = max(1, steps // LEAST_STEPS)
-        filling = self.device.processors * config.resident(tile) // programs
+        filling = self.device.processors * limits.resident(tile) // programs
         return max(1, min(tile.splits or filling, most))
 
     def issue(self, launch: Launch) -> None:

@@ -16,11 +16,11 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
 from ...workloads import LAYERS, Layer
-from . import config
+from . import config, limits
 from .backward_pass import Backward
-from .config import Device
 from .forward_pass import Forward
 from .launch import Launch, Problem
+from .tiles import Device
 
 ARCHITECTURES = {f"sm_{capability}": capability for capability in (75, 80, 86, 89, 90, 100, 120)}
 PROCESSORS = 132  # of the GPU that is not there: an H200's
@@ -83,7 +83,7 @@ def faults(row: dict[str, Any], arch: str) -> list[str]:
         found.append("its asynchronous products run one by one")
     if row["races"]:
         found.append("fills registers while asynchronous products are under way, which may still read them")
-    if row["shared_bytes"] > config.SHARED_LIMITS.get(ARCHITECTURES[arch], config.LEAST_SHARED):
+    if row["shared_bytes"] > limits.SHARED_LIMITS.get(ARCHITECTURES[arch], limits.LEAST_SHARED):
         found.append(f"needs {row['shared_bytes']} bytes of shared memory")
     if arch == "sm_90" and row["kernel"].endswith(("_descriptor", "_persistent")) and not row["wgmma"]:
         found.append("has no wgmma")

@@ -279,7 +279,7 @@ def forward_persistent(
     RESIDENT: gl.constexpr, RELU: gl.constexpr, INDEX: gl.constexpr,
 ):  # fmt: skip
     """x: descriptor [N, H, W, C]; w: descriptor [O, taps * C]; y, quotient: descriptors [N, H, W, O] of parts of a tile
-    (see config.written_part); plane: squares of each pixel [N, pixels], by the launch before.
+    (see limits.written_part); plane: squares of each pixel [N, pixels], by the launch before.
 
     A tile is a box of places by BLOCK_O outputs; the grid has as many programs as there are processors. RESIDENT: w is
     one block of outputs, and stays in shared memory.

@@ -18,9 +18,9 @@ from ...known import KnownSpec
 from ...spec import ConvSpec, fp32_precision
 from . import native
 from .backward_pass import Backward
-from .config import Device
 from .forward_pass import Forward
 from .launch import Called, Launch, Problem, is_descriptor
+from .tiles import Device
 
 MOST = 4096  # recipes kept; with more kinds of calls than that, all are recorded anew
 Operands = tuple[Tensor | None, ...]

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ...files import read_json, write_json
 from ...workloads import Layer
-from . import config
+from . import config, heuristics
 from .backward_pass import Backward
-from .config import Device, Tile
 from .forward_pass import Forward
 from .launch import Problem
+from .tiles import HYBRID, Device, Request, Tile
 
 KINDS = ("forward", "dgrad", "wgrad")
 TOLERANCE = 2e-2  # of a result against the hybrid's, relative and norm-wise; a tile beyond it is no candidate
@@ -87,9 +87,9 @@ def _table(entries: Any, device: Device) -> dict[str, Any]:
 
 def _fastest(layer: Layer, dtype: str, kind: str, device: Device, measure: Measure, place: str) -> dict[str, Any]:
     run, request = _pass(layer, dtype, kind, device, place)
-    expected = run(config.choose(request, device) if dtype == "float16" and kind == "forward" else config.HYBRID)
+    expected = run(config.choose(request, device) if dtype == "float16" and kind == "forward" else HYBRID)
     times: dict[Tile, float] = {}
-    for tile in config.candidates(request, device):
+    for tile in heuristics.candidates(request, device):
         try:
             error = (run(tile) - expected).norm() / expected.norm()
         except triton.runtime.errors.OutOfResources:
@@ -105,9 +105,7 @@ def _fastest(layer: Layer, dtype: str, kind: str, device: Device, measure: Measu
     }  # fmt: skip
 
 
-def _pass(
-    layer: Layer, dtype: str, kind: str, device: Device, place: str
-) -> tuple[Callable[[Tile], Tensor], config.Request]:
+def _pass(layer: Layer, dtype: str, kind: str, device: Device, place: str) -> tuple[Callable[[Tile], Tensor], Request]:
     """A function that runs one pass of a layer with a tile and gives its result, and the pass's request."""
     tensor_type = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
     x, w, bias, alpha = layer.operands(tensor_type, place)
