@@ -161,7 +161,7 @@ def _run(rank: int, operands: tuple[Any, ...], settings: tuple[Any, ...], backen
     input, spec = autograd.seen_by(name, input, weight, spec)
     keeps = signature is not None and leading is None and known.tells(settings)
     if keeps and all(map(operator.is_, (input, weight, bias, alpha), operands)):  # nothing was cast or padded
-        known.keep(signature, spec, name)
+        spec = known.keep(signature, spec, name)
     return call.restore(autograd.compact_conv(input, weight, bias, alpha, spec, name))
 
 

@@ -122,7 +122,8 @@ def forward(
     recipes: Recipes = _recipes
     key: Hashable
     if isinstance(spec, KnownSpec):
-        recipes, key = spec.recipes, (save_quotient, _precision(input, spec))
+        aligned = tuple([None if tensor is None else tensor.data_ptr() % 16 for tensor in operands])
+        recipes, key = spec.recipes, (save_quotient, _precision(input, spec), aligned)
     else:
         key = _key(operands, input, spec, save_quotient, device)
     recipe = recipes.get(key)
