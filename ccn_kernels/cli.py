@@ -58,11 +58,12 @@ def _parser() -> argparse.ArgumentParser:
 
     from .bench import command as bench  # extras, but these parts of them import nothing
     from .robustness import command as robustness
-    from .robustness import report_command
+    from .robustness import report_command, study_command
 
     bench.add_parser(commands)
     robustness.add_parsers(commands)
     report_command.add_parser(commands)
+    study_command.add_parser(commands)
 
     demo = commands.add_parser("demo", help="train plain and compact networks on digits, attack both, compare speed")
     demo.add_argument(

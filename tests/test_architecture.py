@@ -74,6 +74,7 @@ ALLOWED = {
         "robustness.command",
         "robustness.demo",
         "robustness.report_command",
+        "robustness.study_command",
         "version",
         "workloads",
     },

@@ -27,11 +27,11 @@ def size(change: Tensor, norm: str) -> Tensor:
     return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
 
 
-def inside(images: Tensor, attacked: Tensor, epsilon: float, norm: str) -> Tensor:
+def inside(images: Tensor, attacked: Tensor, epsilon: Tensor | float, norm: str) -> Tensor:
     """``attacked``, brought back to within ``epsilon`` of the images and into [0, 1]."""
     change = attacked - images
     if norm == "linf":
-        change = change.clamp(-epsilon, epsilon)
+        change = change.clamp(-epsilon, epsilon)  # type: ignore[arg-type]
     else:
         change = change * (epsilon / _each(size(change, norm).clamp(min=1e-12))).clamp(max=1)
     return (images + change).clamp(0, 1)
@@ -44,7 +44,7 @@ def direction(gradient: Tensor, norm: str) -> Tensor:
     return gradient / _each(size(gradient, norm).clamp(min=1e-12))
 
 
-def start(images: Tensor, epsilon: float, norm: str) -> Tensor:
+def start(images: Tensor, epsilon: Tensor | float, norm: str) -> Tensor:
     """A random place on the border of each image's ball, or nearer where [0, 1] ends before it."""
     noise = torch.rand_like(images) * 2 - 1 if norm == "linf" else torch.randn_like(images)
     return inside(images, images + epsilon * noise / _each(size(noise, norm)), epsilon, norm)

@@ -24,6 +24,9 @@ HELP = {
     "decay": "what it is multiplied by there",
     "clip": "the largest norm of a gradient; 0 for any",
     "adversarial_epsilon": "train on FGSM's images of this radius too (table 4)",
+    "adversarial_steps": "PGD's images of so many steps, in the place of all clean ones",
+    "adversarial_warmup": "share of the training over which that radius grows from 0",
+    "label_smoothing": "what the true class's target lacks of 1; default: the variant's",
     "validation": "training images that are held out and judged after each epoch",
     "bf16": "bfloat16 autocast in training",
     "compile": "a mode of torch.compile; reduce-overhead brings CUDA graphs",
@@ -36,11 +39,13 @@ def add_parsers(commands: Any) -> None:
     train.add_argument("--dataset", choices=tuple(SCHEDULES), default="digits")
     train.add_argument("--variant", choices=VARIANTS, default="ccn")
     train.add_argument("--compact-layer", metavar="conv1|...|fc3", help="a compact layer in this one place (table 13)")
-    train.add_argument("--out", type=Path, metavar="DIR", help="default: runs/DATASET-VARIANT")
+    train.add_argument("--alpha", type=float, metavar="A", help="of all compact layers, and not learned")
+    train.add_argument("--delta", type=float, metavar="D", help="of all compact layers")
+    train.add_argument("--out", type=Path, metavar="DIR", help="default: runs/DATASET-NETWORK")
     train.add_argument("--data", type=Path, metavar="DIR", help="where the data set's files lie")
     add_machine(train)
     add_tree(train)
-    _add_schedule(train)
+    add_schedule(train)
     train.set_defaults(run=with_extra(_train))
 
     attack = commands.add_parser("attack", help="attack a trained network")
@@ -81,7 +86,7 @@ def add_parsers(commands: Any) -> None:
                                 help="the networks that are measured; default: all")  # fmt: skip
             parser.add_argument("--images", type=Path, metavar="DIR", help="table 5's tree: train/CLASS/*, val/CLASS/*")
             add_tree(parser)
-        _add_schedule(parser, but=("adversarial_epsilon",))
+        add_schedule(parser, but=("adversarial_epsilon", "adversarial_steps", "adversarial_warmup"))
         parser.set_defaults(run=with_extra(_table if name == "table" else _figure))
 
 
@@ -97,10 +102,11 @@ def add_tree(parser: argparse.ArgumentParser, sized: bool = True) -> None:
     group.add_argument("--on-corrupt", choices=("raise", "skip"), default="raise")
 
 
-def _add_schedule(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
+def add_schedule(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
     """An option for every setting of training; None leaves it as it is scheduled."""
     group = parser.add_argument_group("training (defaults: the paper's for the data set)")
-    kinds = {**typing.get_type_hints(TrainConfig), "adversarial_epsilon": epsilon, "compile": str}
+    kinds = {**typing.get_type_hints(TrainConfig), "adversarial_epsilon": epsilon, "label_smoothing": float,
+             "compile": str}  # fmt: skip
     for field in fields(TrainConfig):
         if field.name in but:
             continue
@@ -140,7 +146,7 @@ def with_extra(command: Any) -> Any:
     return run
 
 
-def _changes(args: argparse.Namespace) -> dict[str, Any]:
+def changes(args: argparse.Namespace) -> dict[str, Any]:
     found = {field.name: getattr(args, field.name, None) for field in fields(TrainConfig)}
     if found["milestones"] is not None:
         found["milestones"] = tuple(found["milestones"])
@@ -171,13 +177,14 @@ def _dataset(name: str, args: argparse.Namespace, image_size: int) -> Any:
 
 def _train(args: argparse.Namespace) -> None:
     from .config import ARCHITECTURE_OF
-    from .runs import Network
+    from .runs import Network, folder_name
     from .training import train
 
-    network = Network(ARCHITECTURE_OF.get(args.dataset, "vgg11"), args.variant, args.compact_layer)
-    config = replace(SCHEDULES[args.dataset], **_changes(args))
-    name = "-".join(filter(None, (args.dataset, args.variant, args.compact_layer)))
-    folder = args.out or Path("runs") / name
+    network = Network(
+        ARCHITECTURE_OF.get(args.dataset, "vgg11"), args.variant, args.compact_layer, alpha=args.alpha, delta=args.delta
+    )
+    config = replace(SCHEDULES[args.dataset], **changes(args))
+    folder = args.out or Path("runs") / f"{args.dataset}-{folder_name(network, config).removesuffix('-seed0')}"
     run = train(network, _dataset(args.dataset, args, args.image_size), config, folder, device_of(args))
     print(f"{run.network.title}: {run.record['test_accuracy']:.2f} % of the test images right\nwrote {folder}")
 
@@ -247,7 +254,7 @@ def _lab(args: argparse.Namespace) -> Any:
         root=args.data,
         images=args.images if table else None,
         device=device_of(args),
-        changes=_changes(args),
+        changes=changes(args),
         loading=loading(args, args.image_size) if table else None,
     )
 

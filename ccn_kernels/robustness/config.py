@@ -15,10 +15,11 @@ RULES: dict[tuple[str, ...], tuple[str, Callable[[Any], bool]]] = {
     ("epochs", "batch_size"): ("1 or more", lambda value: value >= 1),
     ("learning_rate", "decay"): ("positive and finite", lambda value: 0 < value < math.inf),
     ("milestones",): ("between 0 and 1", lambda value: all(0 < share < 1 for share in value)),
-    ("warmup_steps", "validation"): ("0 or more", lambda value: value >= 0),
+    ("warmup_steps", "validation", "adversarial_steps"): ("0 or more", lambda value: value >= 0),
     ("clip", "weight_decay"): ("0 or more, and finite", lambda value: 0 <= value < math.inf),
     ("momentum",): ("in [0, 1)", lambda value: 0 <= value < 1),
-    ("adversarial_epsilon",): ("in [0, 1]", lambda value: 0 <= value <= 1),
+    ("adversarial_epsilon", "adversarial_warmup"): ("in [0, 1]", lambda value: 0 <= value <= 1),
+    ("label_smoothing",): ("in [0, 0.5]", lambda value: value is None or 0 <= value <= 0.5),
     ("seed",): ("in [0, 2**63)", lambda value: 0 <= value < 1 << 63),
 }
 
@@ -33,6 +34,10 @@ class TrainConfig:
         warmup_steps, clip: not in the paper; without these two the plain network diverges at its learning rate. The
             gradient's norm is cut at ``clip``; 0 leaves it alone.
         adversarial_epsilon: half of every batch is FGSM's image at this L-infinity radius (table 4); 0 for none.
+        adversarial_steps: all of every batch is PGD's image after so many steps instead; 0 for FGSM.
+        adversarial_warmup: share of the training over which that radius grows from 0; without, PGD's images of a large
+            one keep a network that has learned nothing yet from learning.
+        label_smoothing: what the true class's target lacks of 1; None for the variant's, 0.1 or 0.
         validation: training images that are held out, and judged after each epoch.
         bf16: autocast; attacks, and the images of adversarial training, stay in float32.
         compile: None, or a mode of ``torch.compile``; "reduce-overhead" brings CUDA graphs.
@@ -51,6 +56,9 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     adversarial_epsilon: float = 0.0
+    adversarial_steps: int = 0
+    adversarial_warmup: float = 0.0
+    label_smoothing: float | None = None
     validation: int = 0
     seed: int = 0
     bf16: bool = False

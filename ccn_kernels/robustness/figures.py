@@ -123,6 +123,27 @@ def curves(path: Path, title: str, panels: Mapping[str, Any]) -> Path:
     return save(figure, path)
 
 
+def spreads(path: Path, title: str, radii: Sequence[float], panels: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Means over seeds against the radius, with a bar from the lowest to the highest.
+
+    Args:
+        panels: per training, and per method: accuracies in percent [seeds, radii].
+    """
+    figure = Figure(figsize=(1.2 + 4.4 * len(panels), 4.4), layout="constrained")
+    figure.suptitle(title, wrap=True)
+    drawn = {}
+    for axis, (name, lines) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        for method, seeds in lines.items():
+            values, (color, marker) = np.array(seeds), STYLES[method]
+            mean = values.mean(0)
+            reach = np.abs(np.stack([values.min(0), values.max(0)]) - mean)
+            drawn[method] = axis.errorbar(radii, mean, reach, color=color, marker=marker, markersize=5, capsize=3)
+        axis.set(title=name, xlabel="ε (L∞ radius, images in [0, 1])", ylabel="accuracy, %", ylim=(-2, 102))
+        axis.grid(alpha=0.3)
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=len(drawn))
+    return save(figure, path)
+
+
 def bars(path: Path, title: str, panels: Mapping[str, Any]) -> Path:
     """A panel a data set: for each row a bar of ours and one of the paper's.
 

@@ -19,7 +19,7 @@ from .attacks import Attack, Outcome, Transfer, by_name, sized_for
 from .config import METHODS
 from .data import Dataset
 from .paper import TABLES, Cell, cells
-from .runs import Run
+from .runs import Run, folder_name
 from .scales import Scale
 from .training import train
 
@@ -93,11 +93,8 @@ class Lab:
             method, compact_layer = "L2SM", None  # the same network, bit for bit: not trained twice
         network = self.scale.network(dataset, METHODS[method], compact_layer, embedding)
         config = self.scale.config(dataset, {**self.changes, "adversarial_epsilon": adversarial_epsilon})
-        parts = [network.variant, compact_layer, f"fgsm{adversarial_epsilon:.3g}" if adversarial_epsilon else None]
-        parts += [f"embedding{embedding}" if embedding else None, f"seed{self.seed}"]
-        return train(
-            network, self.data(dataset), config, self._home(dataset) / "-".join(filter(None, parts)), self.device
-        )
+        folder = self._home(dataset) / folder_name(network, config)
+        return train(network, self.data(dataset), config, folder, self.device)
 
     def measure(self, cell: Cell) -> Measured:
         """Our number."""

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .. import models
+from ..arguments import check_delta
 from ..files import read_json, write, write_json
-from .config import METHODS
+from ..scales import compact_layers
+from .config import METHODS, TrainConfig
 from .data import Dataset
 
 ARCHITECTURES = ("mnist_cnn", "vgg11")
@@ -40,6 +42,8 @@ class Network:
         compact_layer: the one place of a compact layer (table 13).
         embedding: features of fc2 (figure 2); None for table 10's.
         width: the share of VGG-11's channels.
+        alpha: of every compact layer, and not learned; None for learned from 1 on.
+        delta: of every compact layer; None for 0.01.
     """
 
     architecture: str
@@ -47,9 +51,24 @@ class Network:
     compact_layer: str | None = None
     embedding: int | None = None
     width: float = 1.0
+    alpha: float | None = None
+    delta: float | None = None
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         """The network for images of a shape [C, H, W] and so many classes, initialised by the global generator."""
+        model = self._of_table_10(shape, classes)
+        layers = compact_layers(model)
+        if not layers and self.scales:
+            raise ValueError(f"alpha and delta are of compact layers: {self.variant} has none")
+        for layer in layers:
+            if self.delta is not None:
+                check_delta(self.delta)
+                layer.delta = self.delta
+            if self.alpha is not None:
+                nn.init.constant_(layer.alpha.requires_grad_(False), self.alpha)
+        return model
+
+    def _of_table_10(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         if self.architecture == "mnist_cnn":
             if (*shape, classes) != (1, 28, 28, 10):
                 raise ValueError(f"mnist_cnn takes images of 1x28x28 in 10 classes, got {shape} in {classes}")
@@ -63,7 +82,30 @@ class Network:
     def title(self) -> str:
         """The paper's name of it."""
         (method,) = (name for name, variant in METHODS.items() if variant == self.variant)
-        return method if self.compact_layer is None else f"{method}, compact {self.compact_layer}"
+        places = [f"compact {self.compact_layer}"] if self.compact_layer else []
+        return ", ".join([method, *places, *(f"{name} {value:g}" for name, value in self.scales.items())])
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """What compact layers have by choice."""
+        given = {"alpha": self.alpha, "delta": self.delta}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def folder_name(network: Network, config: TrainConfig) -> str:
+    """Where a network lies among others of its data set."""
+    kind, radius = "pgd" if config.adversarial_steps else "fgsm", config.adversarial_epsilon
+    smoothing = config.label_smoothing
+    parts = [
+        network.variant,
+        network.compact_layer,
+        *(f"{name}{value:g}" for name, value in network.scales.items()),
+        None if smoothing is None else f"smoothing{smoothing:g}",
+        f"{kind}{radius:.3g}" if radius else None,
+        f"embedding{network.embedding}" if network.embedding else None,
+        f"seed{config.seed}",
+    ]
+    return "-".join(filter(None, parts))
 
 
 @dataclass

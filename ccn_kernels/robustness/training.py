@@ -23,7 +23,7 @@ from .. import models
 from ..env_report import report
 from ..files import write
 from ..scales import COMPACT
-from . import graphed, runs
+from . import adversarial, graphed, runs
 from .config import TrainConfig
 from .data import Batches, Dataset, Split, fitting, mixed
 from .precision import ieee
@@ -93,13 +93,11 @@ def accuracy(model: nn.Module, split: Split, batch_size: int = 500, among: Tenso
     return 100 * int(hits) / seen
 
 
-def fgsm_images(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-    """The training images of table 4: one signed gradient step of length epsilon, inside [0, 1]. [N, C, H, W]"""
-    images = images.detach().requires_grad_()
-    with torch.autocast(images.device.type, enabled=False):
-        loss = F.cross_entropy(model(images), labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, images)
-    return (images + epsilon * gradient.sign()).clamp(0, 1).detach()
+def _smoothing(network: Network, config: TrainConfig, classes: int) -> float:
+    """As ``F.cross_entropy`` counts it: shared out among all classes, the true one too."""
+    if config.label_smoothing is None:
+        return models.label_smoothing(network.variant, classes)
+    return config.label_smoothing * classes / (classes - 1)
 
 
 def _compact(model: nn.Module) -> list[tuple[str, Any]]:
@@ -108,9 +106,16 @@ def _compact(model: nn.Module) -> list[tuple[str, Any]]:
 
 def _finished(folder: Path, network: Network, identity: dict[str, Any], device: torch.device | str) -> Run:
     run = runs.load(folder, device, network)
-    if {key: run.record.get(key) for key in identity} != json.loads(json.dumps(identity)):
+    found = {key: run.record.get(key) for key in identity}
+    found["network"], found["config"] = asdict(run.network), _with_defaults(found["config"])
+    if found != json.loads(json.dumps(identity)):
         raise ValueError(f"{folder} holds a network of other settings or other data: choose another folder")
     return run
+
+
+def _with_defaults(config: Any) -> Any:
+    """A record's settings, and for those that earlier versions had not what stands for their behaviour."""
+    return {**json.loads(json.dumps(asdict(TrainConfig()))), **config} if isinstance(config, dict) else config
 
 
 @contextlib.contextmanager
@@ -172,9 +177,10 @@ class _Training:
         self.epoch_steps = -(-len(self.sampler) // self.local_batch)
         self.steps = config.epochs * self.epoch_steps
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate(config, step, self.steps))
-        self.smoothing = models.label_smoothing(network.variant, data.classes)
+        self.smoothing = _smoothing(network, config, data.classes)
         self.step, self.seconds, self.history = 0, 0.0, []  # type: ignore[var-annotated]
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, hits and images of this epoch
+        self.epsilon = torch.zeros((), device=self.device)  # a captured step reads it anew
         self.forward = self._compiled()
         captured = graphed.pays(config, self.device, count)
         self.whole_batch = graphed.Graphed(self._gradients, self.model.parameters()) if captured else self._gradients
@@ -226,6 +232,7 @@ class _Training:
                 raise ValueError("no image of a batch can be decoded: replace them, or train in one process")
             self.scheduler.step()
             return
+        self.epsilon.fill_(adversarial.radius(self.config, self.step, self.steps))
         gradients = self.whole_batch if len(labels) == self.local_batch else self._gradients
         gradients(images, labels)
         self.optimizer.step()
@@ -233,9 +240,7 @@ class _Training:
 
     def _gradients(self, images: Tensor, labels: Tensor) -> None:
         """Of one batch, and what is told of it. On a GPU it may be captured: nothing here waits for the device."""
-        if self.config.adversarial_epsilon:
-            attacked = fgsm_images(self.model, images, labels, self.config.adversarial_epsilon)
-            images, labels = torch.cat([images, attacked]), labels.repeat(2)
+        images, labels = adversarial.batch(self.model, images, labels, self.config, self.epsilon)
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):

@@ -76,8 +76,10 @@ def test_a_killed_run_goes_on(steps, tmp_path, monkeypatch):
     assert_alike(whole, train(network, dataset, CONFIG, tmp_path / "parts", "cuda"), untrained(network, dataset))
 
 
-def test_adversarial_training_is_captured_too(tmp_path, monkeypatch):
-    network, config = NETWORKS[0], dataclasses.replace(CONFIG, adversarial_epsilon=0.1)
+@pytest.mark.parametrize("steps", [0, 3], ids=["fgsm", "pgd"])
+def test_adversarial_training_is_captured_too(steps, tmp_path, monkeypatch):
+    settings = {"adversarial_epsilon": 0.1, "adversarial_warmup": 0.5, "adversarial_steps": steps}
+    network, config = NETWORKS[0], dataclasses.replace(CONFIG, **settings)
     dataset = few_digits(network)
     captured = train(network, dataset, config, tmp_path / "captured", "cuda")
     monkeypatch.setattr(graphed, "pays", lambda *args: False)

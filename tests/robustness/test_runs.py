@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ccn_kernels.robustness import runs
+from ccn_kernels.robustness.config import TrainConfig
 from ccn_kernels.robustness.runs import Network
+from ccn_kernels.scales import compact_layers
 
 
 @pytest.fixture
@@ -26,6 +28,33 @@ def test_a_run_comes_back_as_it_was(saved):
         assert again.record == run.record
         x = torch.rand(2, 1, 28, 28)
         assert torch.equal(again.model(x), run.model(x))
+
+
+def test_alpha_and_delta_of_choice_come_back(few_digits, tmp_path):
+    network = Network("mnist_cnn", "ccn", alpha=2.0, delta=0.5)
+    assert network.title == "CCN, alpha 2, delta 0.5"
+    run = runs.save(tmp_path, network, network.build(few_digits.shape, 10), few_digits, {})
+    for model in (run.model, runs.load(tmp_path, network=network).model):
+        assert [layer.delta for layer in compact_layers(model)] == [0.5] * 7
+        assert [layer.alpha.item() for layer in compact_layers(model)] == [2.0] * 7
+        assert not any(layer.alpha.requires_grad for layer in compact_layers(model))
+    with pytest.raises(ValueError, match="sm has none"):
+        Network("mnist_cnn", "sm", delta=0.5).build(few_digits.shape, 10)
+    with pytest.raises(ValueError, match="delta must be"):
+        Network("mnist_cnn", "ccn", delta=-1.0).build(few_digits.shape, 10)
+
+
+@pytest.mark.parametrize(
+    ("network", "settings", "name"),
+    [(Network("mnist_cnn", "sm"), {}, "sm-seed0"),
+     (Network("mnist_cnn", "sm", "fc1"), {"seed": 2}, "sm-fc1-seed2"),
+     (Network("mnist_cnn", "ccn", alpha=2.0, delta=0.5), {}, "ccn-alpha2-delta0.5-seed0"),
+     (Network("mnist_cnn", "ccn+ls"), {"label_smoothing": 0.2}, "ccn+ls-smoothing0.2-seed0"),
+     (Network("vgg11"), {"adversarial_epsilon": 8 / 255}, "sm-fgsm0.0314-seed0"),
+     (Network("vgg11"), {"adversarial_epsilon": 8 / 255, "adversarial_steps": 7}, "sm-pgd0.0314-seed0")],
+)  # fmt: skip
+def test_a_folder_s_name_says_what_is_in_it(network, settings, name):
+    assert runs.folder_name(network, TrainConfig(**settings)) == name
 
 
 def test_what_is_missing_damaged_or_another_network_is_said(saved, tmp_path):

@@ -14,7 +14,7 @@ from ccn_kernels.robustness import data, runs, training
 from ccn_kernels.robustness.config import SCHEDULES, TrainConfig
 from ccn_kernels.robustness.data.splits import TensorSplit
 from ccn_kernels.robustness.runs import Network
-from ccn_kernels.robustness.training import accuracy, fgsm_images, train
+from ccn_kernels.robustness.training import accuracy, train
 
 CONFIG = TrainConfig(epochs=3, batch_size=32, learning_rate=0.02, warmup_steps=2)
 SM = Network("mnist_cnn", "sm")
@@ -68,8 +68,9 @@ def test_a_killed_run_resumed_is_bit_identical(few_digits, tmp_path, monkeypatch
     assert not (tmp_path / "parts" / training.PROGRESS).exists()
 
 
-def test_adversarial_training_resumes_too(few_digits, tmp_path, monkeypatch):
-    config = dataclasses.replace(CONFIG, adversarial_epsilon=0.3)
+@pytest.mark.parametrize("settings", [{}, {"adversarial_steps": 2, "adversarial_warmup": 0.5}], ids=["fgsm", "pgd"])
+def test_adversarial_training_resumes_too(few_digits, tmp_path, monkeypatch, settings):
+    config = dataclasses.replace(CONFIG, adversarial_epsilon=0.3, **settings)
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     whole = train(SM, few_digits, config, tmp_path / "whole")
     with monkeypatch.context() as context:
@@ -162,12 +163,20 @@ def test_faster_ways_train_as_well(few_digits, tmp_path, settings):
     assert all(weight.is_contiguous() for weight in other.model.parameters())  # attacked now as when it is read again
 
 
-def test_the_images_of_adversarial_training_are_fgsm_s():
-    model = models.paper_mnist_cnn("sm").eval()
-    from ccn_kernels.robustness.attacks import adversarial_images
+def test_label_smoothing_is_the_variant_s_unless_said(few_digits, tmp_path):
+    given = train(SM, few_digits, dataclasses.replace(CONFIG, label_smoothing=0.1), tmp_path / "given")
+    assert same(given.model, train(Network("mnist_cnn", "ls"), few_digits, CONFIG, tmp_path / "ls").model)
+    assert not same(given.model, train(SM, few_digits, CONFIG, tmp_path / "none").model)
 
-    images, labels = torch.rand(4, 1, 28, 28), torch.arange(4)
-    torch.testing.assert_close(fgsm_images(model, images, labels, 0.2), adversarial_images(model, images, labels, 0.2))
+
+def test_a_record_of_before_a_setting_stands_for_its_default(few_digits, tmp_path):
+    run = train(SM, few_digits, CONFIG, tmp_path)
+    record = json.loads((tmp_path / runs.RECORD).read_text())
+    del record["config"]["adversarial_steps"], record["network"]["delta"]
+    (tmp_path / runs.RECORD).write_text(json.dumps(record))
+    assert same(run.model, train(SM, few_digits, CONFIG, tmp_path).model)
+    with pytest.raises(ValueError, match="other settings"):
+        train(SM, few_digits, dataclasses.replace(CONFIG, adversarial_steps=1), tmp_path)
 
 
 @pytest.mark.parametrize("architecture", ["mnist_cnn", "vgg11"])
@@ -190,7 +199,8 @@ def test_every_variant_trains_and_comes_back(architecture, variant, tmp_path):
     ("setting", "value"),
     [("epochs", 0), ("batch_size", 0), ("learning_rate", -1), ("learning_rate", float("nan")), ("milestones", (0.5, 1)),
      ("decay", 0), ("warmup_steps", -1), ("clip", -1), ("momentum", 1), ("weight_decay", float("inf")),
-     ("adversarial_epsilon", 1.5), ("validation", -1), ("seed", -1), ("seed", 2**63)],
+     ("adversarial_epsilon", 1.5), ("adversarial_steps", -1), ("adversarial_warmup", 1.1), ("label_smoothing", 0.6),
+     ("validation", -1), ("seed", -1), ("seed", 2**63)],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(setting, value):
     with pytest.raises(ValueError, match=f"{setting} must be"):
