@@ -35,6 +35,7 @@ def paper_mnist_cnn(
     padding: str = "valid",
     dropout: float = 0.0,
     embedding: int | None = None,
+    width: float = 1.0,
 ) -> nn.Sequential:
     """The MNIST network of table 10: images [N, 1, 28, 28] in [0, 1] to logits [N, 10].
 
@@ -44,11 +45,13 @@ def paper_mnist_cnn(
         padding: "valid" or "same" for the convolutions; the paper does not say which.
         dropout: rate after fc1; 0.5 in the networks that this one descends from.
         embedding: features that fc2 gives, for figure 2; they have no ReLU then. None for the 200 of table 10.
+        width: the share of table 10's channels and units.
     """
     if padding not in ("valid", "same"):
         raise ValueError(f"padding must be 'valid' or 'same', got {padding!r}")
-    features = 1024 if padding == "valid" else 3136
-    plan, widths = (32, 32, _POOL, 64, 64, _POOL), (200, embedding or 200, 10)
+    c32, c64, c200 = _scaled(width, 32, 64, 200)
+    features = c64 * (16 if padding == "valid" else 49)
+    plan, widths = (c32, c32, _POOL, c64, c64, _POOL), (c200, embedding or c200, 10)
     network = _network(variant, compact_layer, plan, 1, features, widths, padding, dropout)
     return network if embedding is None else _without_relu(network, "fc2")
 
@@ -72,10 +75,14 @@ def vgg11(
     """
     if image_size < 16:
         raise ValueError(f"image_size must be at least 16, got {image_size}")
-    c64, c128, c256, c512 = (max(1, round(width * channels)) for channels in (64, 128, 256, 512))
+    c64, c128, c256, c512 = _scaled(width, 64, 128, 256, 512)
     plan = (c64, c128, _POOL, c256, c256, _POOL, c512, c512, _POOL, c512, c512, _POOL)
     features, widths = c512 * (image_size // 16) ** 2, (c512, c512, num_classes)
     return _network(variant, compact_layer, plan, in_channels, features, widths, "same", 0.0)
+
+
+def _scaled(width: float, *channels: int) -> tuple[int, ...]:
+    return tuple(max(1, round(width * count)) for count in channels)
 
 
 def _network(

@@ -156,6 +156,14 @@ def test_options_of_the_mnist_network():
     assert torch.equal(dropping.eval()(x), dropping(x))
 
 
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_the_mnist_network_at_half_the_width(padding):
+    network = models.paper_mnist_cnn("ccn", padding=padding, width=0.5)
+    assert [network.get_submodule(f"conv{i}").out_channels for i in range(1, 5)] == [16, 16, 32, 32]
+    assert [network.get_submodule(f"fc{i}").out_features for i in range(1, 4)] == [100, 100, 10]
+    assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
 def test_images_are_centred_inside_the_model():
     """Attack libraries hand over images in [0, 1]: a grey image must look like zeros to the first layer."""
     model, seen = models.paper_mnist_cnn("sm"), []

@@ -41,7 +41,7 @@ class Network:
         variant: one of ``models.VARIANTS``.
         compact_layer: the one place of a compact layer (table 13).
         embedding: features of fc2 (figure 2); None for table 10's.
-        width: the share of VGG-11's channels.
+        width: the share of table 10's channels and units.
         alpha: of every compact layer, and not learned; None for learned from 1 on.
         delta: of every compact layer; None for 0.01.
     """
@@ -69,12 +69,12 @@ class Network:
         return model
 
     def _of_table_10(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        place, width = self.compact_layer, self.width
         if self.architecture == "mnist_cnn":
             if (*shape, classes) != (1, 28, 28, 10):
                 raise ValueError(f"mnist_cnn takes images of 1x28x28 in 10 classes, got {shape} in {classes}")
-            return models.paper_mnist_cnn(self.variant, compact_layer=self.compact_layer, embedding=self.embedding)
+            return models.paper_mnist_cnn(self.variant, compact_layer=place, embedding=self.embedding, width=width)
         if self.architecture == "vgg11":
-            place, width = self.compact_layer, self.width
             return models.vgg11(self.variant, classes, shape[0], compact_layer=place, image_size=shape[1], width=width)
         raise ValueError(f"architecture must be one of {ARCHITECTURES}, got {self.architecture!r}")
 

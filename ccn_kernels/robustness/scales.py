@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .config import ARCHITECTURE_OF, SCHEDULES, TrainConfig
@@ -21,7 +21,7 @@ class Scale:
         images: that each attack sees at most; all where it has no entry.
         cw_steps, substitute_rounds, substitute_epochs: of those attacks; the paper's unless said.
         steps: of the attacks that the minimum is over.
-        width: share of VGG-11's channels.
+        widths: shares of table 10's channels, by architecture; 1 where it has no entry.
         features: images that figures 5 and 6 look at.
     """
 
@@ -33,14 +33,13 @@ class Scale:
     steps: int = 50
     substitute_rounds: int = 6
     substitute_epochs: int = 10
-    width: float = 1.0
+    widths: dict[str, float] = field(default_factory=dict)
     features: int = 2000
 
     def network(self, dataset: str, variant: str, compact_layer: str | None, embedding: int | None) -> Network:
         """The network of table 10 for one of the paper's data sets."""
         architecture = ARCHITECTURE_OF.get(self.data[dataset], "vgg11")
-        width = self.width if architecture == "vgg11" else 1.0
-        return Network(architecture, variant, compact_layer, embedding, width)
+        return Network(architecture, variant, compact_layer, embedding, self.widths.get(architecture, 1.0))
 
     def config(self, dataset: str, changes: dict[str, Any]) -> TrainConfig:
         """The schedule for one of the paper's data sets; ``changes`` are the caller's."""
@@ -55,7 +54,7 @@ SMOKE = Scale(
     epochs=2,
     images={
         "fgsm": 200,
-        "pgd": 20,
+        "pgd": 10,
         "deepfool": 30,
         "deepfool_2018": 30,
         "cw": 10,
@@ -67,7 +66,7 @@ SMOKE = Scale(
     steps=10,
     substitute_rounds=2,
     substitute_epochs=5,
-    width=0.125,
+    widths={"mnist_cnn": 0.5, "vgg11": 0.125},
     features=300,
 )
 SMALL = Scale(

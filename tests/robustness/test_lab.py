@@ -126,7 +126,7 @@ def test_activations_are_taken_after_the_relu(lab):
     images = torch.rand(3, 1, 28, 28)
     for method in ("SM", "CCN"):
         found = features.activations(lab.run("mnist", method).model, images, ("conv1", "fc1", "fc2"))
-        assert [tuple(value.shape) for value in found.values()] == [(3, 32 * 26 * 26), (3, 200), (3, 200)]
+        assert [tuple(value.shape) for value in found.values()] == [(3, 16 * 26 * 26), (3, 100), (3, 100)]
         assert all((value >= 0).all() for value in found.values())
 
 
