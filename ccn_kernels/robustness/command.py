@@ -74,8 +74,8 @@ def add_parsers(commands: Any) -> None:
         parser = commands.add_parser(name, help=f"{name}s of the paper ({numbers}), trained and measured here")
         parser.add_argument("number", metavar="N|all")
         parser.add_argument("--scale", choices=("smoke", "small", "full"), default="smoke",
-                            help="smoke (default): digits of scikit-learn, narrow networks, a minute a table; small: 5 epochs, fewer "
-                                 "attacked images; full: as printed")  # fmt: skip
+                            help="smoke (default): scikit-learn's digits, narrow networks, a minute a table; "
+                                 "small: 5 epochs, fewer attacked images; full: as printed")  # fmt: skip
         parser.add_argument("--data", type=Path, metavar="DIR", help="where MNIST's and CIFAR-10's files lie")
         parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/paper-SCALE; what is there is kept")
         add_machine(parser)
