@@ -44,7 +44,7 @@ def pgd_images(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Tensor
 
 
 def _direction(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """The sign of the loss's gradient, in float32."""
+    """The sign of the loss's gradient, in float32. In training mode batch normalisation counts these images, too."""
     images = images.detach().requires_grad_()
     with torch.autocast(images.device.type, enabled=False):
         loss = F.cross_entropy(model(images), labels, reduction="sum")

@@ -17,6 +17,7 @@ EXTRA = "this needs the extra, `pip install 'ccn-kernels[robustness]'`"
 SIZED = ("fgsm", "pgd")  # attacks of a given size; the others look for the smallest
 ATTACKS = (*SIZED, "deepfool", "deepfool_2018", "cw")
 BOUNDS = ("linearised", "hybrid", "interval", "lipschitz")
+DEFINING = ("adversarial_epsilon", "adversarial_steps", "adversarial_warmup", "label_smoothing")  # a table's networks
 EPSILONS = (0.1, 0.2, 0.3, 0.4)
 PAPER_S = {"mnist": "mnist", "cifar10": "cifar10", "ilsvrc": "ilsvrc_val"}  # as the paper's numbers name data sets
 HELP = {
@@ -86,7 +87,7 @@ def add_parsers(commands: Any) -> None:
                                 help="the networks that are measured; default: all")  # fmt: skip
             parser.add_argument("--images", type=Path, metavar="DIR", help="table 5's tree: train/CLASS/*, val/CLASS/*")
             add_tree(parser)
-        add_schedule(parser, but=("adversarial_epsilon", "adversarial_steps", "adversarial_warmup"))
+        add_schedule(parser, but=DEFINING)
         parser.set_defaults(run=with_extra(_table if name == "table" else _figure))
 
 
@@ -151,6 +152,12 @@ def changes(args: argparse.Namespace) -> dict[str, Any]:
     if found["milestones"] is not None:
         found["milestones"] = tuple(found["milestones"])
     return {name: value for name, value in found.items() if value is not None}
+
+
+def one_process() -> None:
+    """Raises ValueError under torchrun, whose processes would write the same files."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("one process does this: torchrun is for `ccn train`")
 
 
 def device_of(args: argparse.Namespace) -> str:
@@ -245,8 +252,7 @@ def _lab(args: argparse.Namespace) -> Any:
     from .lab import Lab
     from .scales import SCALES
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(f"one process makes a {args.command}: torchrun is for `ccn train`")
+    one_process()
     table = args.command == "table"
     return Lab(
         SCALES[args.scale],

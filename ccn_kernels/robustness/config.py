@@ -70,6 +70,9 @@ class TrainConfig:
             for name in names:
                 if not holds(getattr(self, name)):
                     raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)}")
+        for name in ("adversarial_steps", "adversarial_warmup"):
+            if getattr(self, name) and not self.adversarial_epsilon:
+                raise ValueError(f"{name} is of adversarial training: give an adversarial_epsilon above 0, too")
 
 
 SCHEDULES = {

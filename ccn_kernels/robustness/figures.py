@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -124,23 +125,24 @@ def curves(path: Path, title: str, panels: Mapping[str, Any]) -> Path:
 
 
 def spreads(path: Path, title: str, radii: Sequence[float], panels: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Means over seeds against the radius, with a bar from the lowest to the highest.
+    """Means over seeds against the radius; where there are two or more, with their standard deviation.
 
     Args:
-        panels: per training, and per method: accuracies in percent [seeds, radii].
+        panels: per panel and line, a method's or another: accuracies in percent [seeds, radii].
     """
-    figure = Figure(figsize=(1.2 + 4.4 * len(panels), 4.4), layout="constrained")
+    figure = Figure(figsize=(1.2 + 4.4 * len(panels), 4.6), layout="constrained")
     figure.suptitle(title, wrap=True)
-    drawn = {}
+    others = [name for lines in panels.values() for name in lines if name not in STYLES]
+    styles = {**STYLES, **{name: (color, "o") for name, color in zip(others, cycle(CLASSES), strict=False)}}
     for axis, (name, lines) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
-        for method, seeds in lines.items():
-            values, (color, marker) = np.array(seeds), STYLES[method]
-            mean = values.mean(0)
-            reach = np.abs(np.stack([values.min(0), values.max(0)]) - mean)
-            drawn[method] = axis.errorbar(radii, mean, reach, color=color, marker=marker, markersize=5, capsize=3)
+        for label, seeds in lines.items():
+            values, (color, marker) = np.array(seeds), styles[label]
+            deviation = values.std(0, ddof=1) if len(values) > 1 else None
+            axis.errorbar(radii, values.mean(0), deviation, label=label, color=color, marker=marker, markersize=5,
+                          capsize=3)  # fmt: skip
         axis.set(title=name, xlabel="ε (L∞ radius, images in [0, 1])", ylabel="accuracy, %", ylim=(-2, 102))
         axis.grid(alpha=0.3)
-    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=len(drawn))
+        axis.legend(fontsize=8)
     return save(figure, path)
 
 

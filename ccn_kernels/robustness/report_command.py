@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .command import add_machine, add_tree, count, device_of, epsilon, loading, with_extra
+from .command import add_machine, add_tree, count, device_of, epsilon, loading, one_process, with_extra
 
 
 def add_parser(commands: Any) -> None:
@@ -36,6 +36,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
+    one_process()
     from . import report
 
     if not args.networks and args.model is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class Network:
         """The network for images of a shape [C, H, W] and so many classes, initialised by the global generator."""
         model = self._of_table_10(shape, classes)
         layers = compact_layers(model)
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha must be positive and finite, got {self.alpha}")
         if not layers and self.scales:
             raise ValueError(f"alpha and delta are of compact layers: {self.variant} has none")
         for layer in layers:

@@ -77,7 +77,7 @@ class APGD(Sized):
 class TargetedAPGD(Sized):
     """Auto-PGD towards each of the likeliest wrong classes in turn, on the targeted ratio (Croce and Hein, 2020)."""
 
-    targets: int = 3
+    targets: int = 9  # AutoAttack's
     steps: int = 30
     kind: ClassVar[str] = "apgd-t"
 

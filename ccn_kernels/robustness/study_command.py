@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .command import add_machine, add_schedule, changes, count, device_of, epsilon, with_extra
+from .command import add_machine, add_schedule, changes, count, device_of, epsilon, one_process, with_extra
 from .config import METHODS
 
 FILES = ("digits", "mnist", "cifar10")
@@ -15,7 +15,9 @@ FILES = ("digits", "mnist", "cifar10")
 def add_parser(commands: Any) -> None:
     """Adds it to ``ccn``."""
     parser = commands.add_parser(
-        "study", help="does compactness help? networks trained plainly and on attacks, over seeds, under all attacks"
+        "study",
+        description="--adversarial-steps (7), --adversarial-warmup (1/3) are of pgd; fgsm trains as in table 4.",
+        help="does compactness help? networks trained plainly and on attacks, over seeds, under all attacks",
     )
     parser.add_argument("--dataset", choices=FILES, default="digits")
     parser.add_argument("--data", type=Path, metavar="DIR", help="where the data set's files lie")
@@ -36,6 +38,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _study(args: argparse.Namespace) -> None:
+    one_process()
     from . import data, study
     from .report.collect import EPSILONS
 
@@ -47,4 +50,4 @@ def _study(args: argparse.Namespace) -> None:
     chosen = study.kinds(args.methods, args.trainings, {name: values for name, values in traded.items() if values})
     out = args.out or Path("runs") / "study"
     print(study.run(chosen, args.seeds, dataset, settings, out, device), end="\n\n")
-    print(f"wrote {out / 'study'}.md, .json, .png")
+    print(f"wrote {out / dataset.name / 'study'}.md, .json, .png")

@@ -106,16 +106,18 @@ def _compact(model: nn.Module) -> list[tuple[str, Any]]:
 
 def _finished(folder: Path, network: Network, identity: dict[str, Any], device: torch.device | str) -> Run:
     run = runs.load(folder, device, network)
-    found = {key: run.record.get(key) for key in identity}
-    found["network"], found["config"] = asdict(run.network), _with_defaults(found["config"])
-    if found != json.loads(json.dumps(identity)):
+    if not _same({key: run.record.get(key) for key in identity}, identity):
         raise ValueError(f"{folder} holds a network of other settings or other data: choose another folder")
     return run
 
 
-def _with_defaults(config: Any) -> Any:
-    """A record's settings, and for those that earlier versions had not what stands for their behaviour."""
-    return {**json.loads(json.dumps(asdict(TrainConfig()))), **config} if isinstance(config, dict) else config
+def _same(found: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Whether a stored run is this one; a setting that its version had not yet stands for that setting's default."""
+    try:
+        settings = {"network": asdict(Network(**found["network"])), "config": asdict(TrainConfig(**found["config"]))}
+    except (TypeError, KeyError, ValueError):
+        return False
+    return json.dumps({**found, **settings}, sort_keys=True) == json.dumps(identity, sort_keys=True)
 
 
 @contextlib.contextmanager
@@ -232,6 +234,8 @@ class _Training:
                 raise ValueError("no image of a batch can be decoded: replace them, or train in one process")
             self.scheduler.step()
             return
+        if self.config.adversarial_steps:  # its random starts: of the step alone, on any device
+            torch.manual_seed(mixed(self.config.seed, self.step))
         self.epsilon.fill_(adversarial.radius(self.config, self.step, self.steps))
         gradients = self.whole_batch if len(labels) == self.local_batch else self._gradients
         gradients(images, labels)
@@ -309,11 +313,12 @@ class _Training:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             found, count = state["identity"], state["processes"]
-            if found == identity and count == self.count:
+            same = _same(found, identity)
+            if same and count == self.count:
                 self._restore(state)
         except (*runs.FOREIGN, pickle.UnpicklingError) as error:
             raise ValueError(f"{path} is damaged ({error}): delete it to start again") from error
-        if found != identity:
+        if not same:
             raise ValueError(
                 f"{path} is of a run with other settings or other data: delete it, or choose another folder"
             )

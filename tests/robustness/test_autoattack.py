@@ -1,4 +1,4 @@
-"""AutoAttack itself, by its authors, on networks with our layers: it runs unchanged, and finds no more than we do."""
+"""AutoAttack itself, by its authors, on networks with our layers: it runs unchanged, and finds what we find."""
 
 import pytest
 import torch
@@ -25,4 +25,4 @@ def test_its_standard_version_leaves_what_our_minimum_leaves(convolution, epsilo
     plan = worst.plan("linf", (epsilon,), digits.classes, subset=30, queries=1000, steps=100)
     ours = worst.worst_case(as_run(model), plan, judged, 30, tmp_path).held[epsilon]
     assert 5 <= theirs.sum() <= 25  # a radius that tells attacks apart
-    assert (ours != theirs).sum() <= 1
+    assert (ours != theirs).sum() <= 1  # an attack that starts at random may miss one

@@ -73,10 +73,10 @@ def test_a_tree_is_attacked_at_the_size_that_the_network_was_trained_for(tmp_pat
     assert "CCN under fgsm, 8 images" in printed
 
 
-@pytest.mark.parametrize("asked", [["table", "1"], ["figure", "1"]])
-def test_several_processes_make_no_table_and_no_figure(asked, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("asked", [["table", "1"], ["figure", "1"], ["study"], ["report", "net"]])
+def test_what_one_process_makes(asked, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert f"one process makes a {asked[0]}" in fails(capsys, *asked, "--out", tmp_path / "x")
+    assert "torchrun is for `ccn train`" in fails(capsys, *asked, "--out", tmp_path / "x")
 
 
 def test_figures_have_one_data_set(capsys):

@@ -1,11 +1,12 @@
 """`ccn study`: which networks it trains, what it keeps, and what it says of several seeds."""
 
+import dataclasses
 import json
 
 import pytest
 from small import fails, succeeds
 
-from ccn_kernels.robustness import data, study, training
+from ccn_kernels.robustness import data, study, summary, training
 from ccn_kernels.robustness.study import Kind, Settings
 
 SETTINGS = Settings((0.1, 0.3), count=12, black_box=4, steps=4,
@@ -39,41 +40,105 @@ def test_trainings_attack_at_the_largest_radius():
     assert SETTINGS.config(Kind("CCN", label_smoothing=0.3), "digits", 0).label_smoothing == 0.3
 
 
+def rows_of(folder):
+    return json.loads((folder / "digits" / "study.json").read_text())["rows"]
+
+
 def test_a_study_grows_and_does_nothing_twice(few, tmp_path, monkeypatch):
     text = study.run([Kind("SM"), Kind("CCN", delta=0.5)], [0], few, SETTINGS, tmp_path)
     assert "CCN, δ 0.5" in text
     assert " ± " not in text.partition("Mean")[0]
     text = study.run([Kind("SM"), Kind("SM", "pgd")], [0, 1], few, SETTINGS, tmp_path)
-    written = json.loads((tmp_path / "study.json").read_text())
-    assert sorted((row["method"], row["training"], row["seed"]) for row in written["rows"]) == [
-        ("CCN", "plain", 0), ("SM", "pgd", 0), ("SM", "pgd", 1), ("SM", "plain", 0), ("SM", "plain", 1),
+    rows = rows_of(tmp_path)
+    assert [(row["training"], row["method"], row["delta"], row["config"]["seed"]) for row in rows] == [
+        ("plain", "SM", None, 0), ("plain", "SM", None, 1), ("plain", "CCN", 0.5, 0), ("pgd", "SM", None, 0),
+        ("pgd", "SM", None, 1),
     ]  # fmt: skip
     assert " ± " in text.partition("Mean")[0]
-    for row in written["rows"]:
+    assert "PGD-2 ε = 0.3" in text
+    for row in rows:
         assert len(row["minimum"]) == len(row["fgsm"]) == 2
         assert all(low <= high for low, high in zip(row["minimum"], row["white_box"], strict=True))
-        assert row["images"] == 12
-    assert (tmp_path / "study.md").read_text() == text + "\n"
-    assert (tmp_path / "study.png").stat().st_size > 1000
+    assert (tmp_path / "digits" / "study.md").read_text() == text + "\n"
+    assert (tmp_path / "digits" / "study.png").stat().st_size > 1000
     monkeypatch.setattr(training._Training, "_update", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(study.worst, "worst_case", lambda *args: pytest.fail("attacked again"))
     assert study.run([Kind("SM")], [0], few, SETTINGS, tmp_path) == text
+    assert rows_of(tmp_path) == rows
 
 
-def test_rows_that_were_judged_otherwise_stand_in_another_table(few, tmp_path):
+@pytest.mark.parametrize("change", [{"count": 8}, {"black_box": 0}, {"steps": 3}, {"epsilons": (0.1, 0.2)}], ids=str)
+def test_rows_that_were_judged_otherwise_stand_in_another_table(few, tmp_path, change):
     study.run([Kind("SM")], [0], few, SETTINGS, tmp_path)
-    study.run([Kind("SM")], [0], few, Settings((0.2,), 8, 0, 4, SETTINGS.changes), tmp_path)
-    (row,) = json.loads((tmp_path / "study.json").read_text())["rows"]
-    assert row["judged"] == {"epsilons": [0.2], "count": 8, "steps": 4}
+    study.run([Kind("SM")], [1], few, dataclasses.replace(SETTINGS, **change), tmp_path)
+    (row,) = rows_of(tmp_path)
+    assert row["config"]["seed"] == 1
+    study.run([Kind("SM")], [1], few, SETTINGS, tmp_path)
+    assert [row["config"]["seed"] for row in rows_of(tmp_path)] == [0, 1]
+
+
+def test_other_trainings_are_no_other_seeds(few, tmp_path):
+    study.run([Kind("SM")], [0], few, SETTINGS, tmp_path)
+    slower = dataclasses.replace(SETTINGS, changes={**SETTINGS.changes, "learning_rate": 0.01})
+    text = study.run([Kind("SM")], [1], few, slower, tmp_path)
+    assert " ± " not in text.partition("Mean")[0]
+    assert len(rows_of(tmp_path)) == 2
+
+
+def test_more_images_than_there_are_and_radii_twice(few, tmp_path):
+    settings = Settings((0.3, 0.1, 0.1), count=1000, black_box=0, steps=2, changes=SETTINGS.changes)
+    text = study.run([Kind("SM")], [0], few, settings, tmp_path)
+    assert "the first 40." in text
+    (row,) = rows_of(tmp_path)
+    assert row["judged"]["epsilons"] == [0.1, 0.3]
+    assert len(row["minimum"]) == 2
+
+
+def test_one_that_diverged_is_named_and_the_others_go_on(few, tmp_path, monkeypatch):
+    def fragile(network, data, config, *args):
+        if network.variant == "sm":
+            raise training.DivergedError("SM diverged")
+        return train(network, data, config, *args)
+
+    train = study.train
+    monkeypatch.setattr(study, "train", fragile)
+    text = study.run([Kind("SM"), Kind("CCN")], [0], few, SETTINGS, tmp_path)
+    assert "Diverged: plain, seed 0: SM diverged" in text
+    assert [row["method"] for row in rows_of(tmp_path)] == ["CCN"]
 
 
 def test_the_spread_is_that_of_the_seeds():
-    assert study.spread([50.0]) == "50.0"
-    assert study.spread([50.0, 52.0, 54.0]) == "52.0 ± 2.0"
+    assert summary.spread([50.0]) == "50.0"
+    assert summary.spread([50.0, 52.0, 54.0]) == "52.0 ± 2.0"
 
 
-def test_a_file_that_is_no_row_is_named(few, tmp_path):
-    (tmp_path / "digits" / "study").mkdir(parents=True)
-    (tmp_path / "digits" / "study" / "foreign.json").write_text("[]")
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [(Kind("CCN", delta=-1.0), {}, "delta must be"), (Kind("CCN", alpha=0.0), {}, "alpha must be"),
+     (Kind("CCN", label_smoothing=2.0), {}, "label_smoothing must be"),
+     (Kind("SM", "pgd"), {"epsilons": (0.0,)}, "epsilons must have a radius above 0"),
+     (Kind("SM", "pgd"), {"changes": {"adversarial_steps": 0}}, "adversarial_steps must be 1 or more")],
+    ids=str,
+)  # fmt: skip
+def test_bad_settings_are_named_before_anything_is_trained(few, tmp_path, monkeypatch, kind, change, message):
+    monkeypatch.setattr(study, "train", lambda *args: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=message):
+        study.run([Kind("SM"), kind], [0], few, dataclasses.replace(SETTINGS, **change), tmp_path)
+
+
+def test_unknown_kinds_are_named():
+    with pytest.raises(ValueError, match="training must be one of"):
+        Kind("SM", "madry")
+    with pytest.raises(ValueError, match="method must be one of"):
+        Kind("ResNet")
+
+
+def test_a_file_that_is_no_row_is_named_and_a_temporary_one_passed_over(few, tmp_path):
+    folder = tmp_path / "digits" / "study"
+    folder.mkdir(parents=True)
+    (folder / "row.123.tmp.json").write_text("{")
+    study.run([Kind("SM")], [0], few, SETTINGS, tmp_path)
+    (folder / "foreign.json").write_text("[]")
     with pytest.raises(ValueError, match=r"foreign\.json is no row"):
         study.run([Kind("SM")], [0], few, SETTINGS, tmp_path)
 
@@ -81,8 +146,8 @@ def test_a_file_that_is_no_row_is_named(few, tmp_path):
 @pytest.mark.usefixtures("few")
 def test_the_command(tmp_path, capsys):
     options = ["--epochs", 1, "--batch-size", 32, "--seeds", 0, "--count", 4, "--black-box", 0, "--out", tmp_path]
-    printed = succeeds(capsys, "study", "--methods", "SM", "--trainings", "plain", "--deltas", 0.5, *options)
+    printed = succeeds(capsys, "study", "--methods", "--deltas", 0.5, *options)
     assert "CCN, δ 0.5" in printed
-    assert f"wrote {tmp_path / 'study'}.md" in printed
+    assert f"wrote {tmp_path / 'digits' / 'study'}.md" in printed
     assert "delta must be" in fails(capsys, "study", "--methods", "--deltas", -1, *options)
     assert "label_smoothing must be" in fails(capsys, "study", "--methods", "--smoothings", 2, *options)

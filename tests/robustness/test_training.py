@@ -81,6 +81,33 @@ def test_adversarial_training_resumes_too(few_digits, tmp_path, monkeypatch, set
     assert not same(whole.model, train(SM, few_digits, CONFIG, tmp_path / "plain").model)
 
 
+def test_the_radius_of_a_step_reaches_its_images(few_digits, tmp_path, monkeypatch):
+    seen = []
+
+    def remembered(model, images, labels, config, epsilon):
+        seen.append(epsilon.item())
+        return images, labels
+
+    monkeypatch.setattr(training.adversarial, "batch", remembered)
+    config = dataclasses.replace(CONFIG, adversarial_epsilon=0.2, adversarial_warmup=4 / 9)
+    train(SM, few_digits, config, tmp_path)
+    assert seen == pytest.approx([0.05, 0.1, 0.15, *[0.2] * 6])
+
+
+def test_random_starts_do_not_hang_on_who_else_draws(few_digits, tmp_path, monkeypatch):
+    """A loader of files draws a number each time that it starts, a resumed one once more."""
+    config = dataclasses.replace(CONFIG, adversarial_epsilon=0.2, adversarial_steps=1)
+    alone = train(SM, few_digits, config, tmp_path / "alone")
+    batches = training._Training._batches
+
+    def drawing(self):
+        torch.rand(1)
+        return batches(self)
+
+    monkeypatch.setattr(training._Training, "_batches", drawing)
+    assert same(alone.model, train(SM, few_digits, config, tmp_path / "beside").model)
+
+
 def test_a_finished_run_is_read_and_not_trained_again(few_digits, tmp_path, monkeypatch):
     first = train(SM, few_digits, CONFIG, tmp_path)
     killed_after(monkeypatch, 0)
@@ -176,7 +203,17 @@ def test_a_record_of_before_a_setting_stands_for_its_default(few_digits, tmp_pat
     (tmp_path / runs.RECORD).write_text(json.dumps(record))
     assert same(run.model, train(SM, few_digits, CONFIG, tmp_path).model)
     with pytest.raises(ValueError, match="other settings"):
-        train(SM, few_digits, dataclasses.replace(CONFIG, adversarial_steps=1), tmp_path)
+        train(SM, few_digits, dataclasses.replace(CONFIG, label_smoothing=0.1), tmp_path)
+
+
+def test_progress_of_before_a_setting_is_gone_on_with(few_digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    progress = interrupted(few_digits, tmp_path / "parts", monkeypatch)
+    state = torch.load(progress, weights_only=True)
+    del state["identity"]["config"]["adversarial_steps"], state["identity"]["network"]["delta"]
+    torch.save(state, progress)
+    whole = train(SM, few_digits, CONFIG, tmp_path / "whole")
+    assert same(whole.model, train(SM, few_digits, CONFIG, tmp_path / "parts").model)
 
 
 @pytest.mark.parametrize("architecture", ["mnist_cnn", "vgg11"])
@@ -205,6 +242,12 @@ def test_every_variant_trains_and_comes_back(architecture, variant, tmp_path):
 def test_settings_out_of_range_are_named(setting, value):
     with pytest.raises(ValueError, match=f"{setting} must be"):
         TrainConfig(**{setting: value})
+
+
+@pytest.mark.parametrize("setting", ["adversarial_steps", "adversarial_warmup"])
+def test_settings_of_adversarial_training_need_a_radius(setting):
+    with pytest.raises(ValueError, match=f"{setting} is of adversarial training"):
+        TrainConfig(**{setting: 1})
 
 
 def test_no_clipping_is_clipping_at_infinity_s_length(few_digits, tmp_path):
