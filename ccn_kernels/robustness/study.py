@@ -192,7 +192,7 @@ def _row(task: Task, trained: Run, found: Worst, judged: dict[str, Any]) -> dict
     return {
         **asdict(task.kind),
         "judged": judged,
-        "config": trained.record["config"],
+        "config": asdict(task.config),  # an older record lacks settings
         "test_accuracy": trained.record["test_accuracy"],
         "learned_alpha": trained.record["alpha"],
         "seconds": trained.record["seconds"],

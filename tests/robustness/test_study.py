@@ -77,6 +77,18 @@ def test_rows_that_were_judged_otherwise_stand_in_another_table(few, tmp_path, c
     assert [row["config"]["seed"] for row in rows_of(tmp_path)] == [0, 1]
 
 
+def test_a_network_of_before_a_setting_stands_among_the_others(few, tmp_path):
+    study.run([Kind("SM")], [0], few, SETTINGS, tmp_path)
+    (record,) = tmp_path.glob("digits/*/run.json")
+    older = json.loads(record.read_text())
+    del older["config"]["adversarial_steps"]
+    record.write_text(json.dumps(older))
+    (row,) = tmp_path.glob("digits/study/*.json")
+    row.unlink()
+    text = study.run([Kind("SM")], [0, 1], few, SETTINGS, tmp_path)
+    assert " ± " in text.partition("Mean")[0]
+
+
 def test_other_trainings_are_no_other_seeds(few, tmp_path):
     study.run([Kind("SM")], [0], few, SETTINGS, tmp_path)
     slower = dataclasses.replace(SETTINGS, changes={**SETTINGS.changes, "learning_rate": 0.01})
