@@ -130,11 +130,16 @@ def spreads(path: Path, title: str, radii: Sequence[float], panels: Mapping[str,
     Args:
         panels: per panel and line, a method's or another: accuracies in percent [seeds, radii].
     """
-    figure = Figure(figsize=(1.2 + 4.4 * len(panels), 4.6), layout="constrained")
+    columns = len(panels) if len(panels) < 4 else 2
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(0.6 + 4.8 * columns, 0.6 + 3.8 * rows), layout="constrained")
     figure.suptitle(title, wrap=True)
     others = [name for lines in panels.values() for name in lines if name not in STYLES]
     styles = {**STYLES, **{name: (color, "o") for name, color in zip(others, cycle(CLASSES), strict=False)}}
-    for axis, (name, lines) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, (name, lines) in zip(axes, panels.items(), strict=False):
         for label, seeds in lines.items():
             values, (color, marker) = np.array(seeds), styles[label]
             deviation = values.std(0, ddof=1) if len(values) > 1 else None

@@ -82,14 +82,15 @@ def _network(row: Row) -> str:
 
 
 def _panels(groups: list[list[Row]]) -> dict[str, dict[str, list[list[float]]]]:
-    """By training, and by setting that is traded: a network's accuracies [seeds, radii], radius 0 first."""
+    """By training: each network's accuracies [seeds, radii], radius 0 first. Traded settings last, beside CCN's own."""
     panels: dict[str, dict[str, list[list[float]]]] = {}
+    traded: dict[str, list[list[float]]] = {}
     for rows in groups:
         row, lines = rows[0], [[each["clean"], *each["minimum"]] for each in rows]
-        traded = [name for name in TRADED if row[name] is not None]
-        panel = f"CCN's {SYMBOLS[traded[0]]}" if traded else _training(row)
-        label = _network(row)
-        if label in panels.get(panel, {}):
+        changed = any(row[name] is not None for name in TRADED)
+        panel, label = traded if changed else panels.setdefault(f"training: {_training(row)}", {}), _network(row)
+        if label in panel:
             label += f", {row['config']['epochs']} epochs"
-        panels.setdefault(panel, {})[label] = lines
-    return panels
+        panel[label] = lines
+    own = {name: lines for name, lines in panels.get("training: plain", {}).items() if name == "CCN"}
+    return {**panels, "CCN, one setting changed": {**own, **traded}} if traded else panels

@@ -6,7 +6,7 @@ import json
 import pytest
 from small import fails, succeeds
 
-from ccn_kernels.robustness import data, study, summary, training
+from ccn_kernels.robustness import data, figures, study, summary, training
 from ccn_kernels.robustness.study import Kind, Settings
 
 SETTINGS = Settings((0.1, 0.3), count=12, black_box=4, steps=4,
@@ -122,6 +122,18 @@ def test_one_that_diverged_is_named_and_the_others_go_on(few, tmp_path, monkeypa
 def test_the_spread_is_that_of_the_seeds():
     assert summary.spread([50.0]) == "50.0"
     assert summary.spread([50.0, 52.0, 54.0]) == "52.0 ± 2.0"
+
+
+def test_the_picture_has_a_panel_a_training_and_the_mean_over_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "save", lambda figure, path: figure)
+    panels = {"plain": {"SM": [[100, 40], [90, 20]], "CCN, δ 1": [[80, 10]]}, "FGSM": {"SM": [[100, 50]]}}
+    for repeated in (1, 3):
+        shown = {f"{name} {i}": lines for name, lines in panels.items() for i in range(repeated)}
+        drawn = figures.spreads(tmp_path / "x.png", "title", [0.0, 0.3], shown)
+        assert [axis.get_title() for axis in drawn.axes] == list(shown)
+        means, others = (list(line[0].get_ydata()) for line in drawn.axes[0].containers)
+        assert (means, others) == ([95, 30], [80, 10])
+        assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == ["SM", "CCN, δ 1"]
 
 
 @pytest.mark.parametrize(
