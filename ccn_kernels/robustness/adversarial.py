@@ -1,5 +1,8 @@
 """Adversarial training's images: FGSM's beside the clean ones (table 4), or projected gradient descent's in their
-place (Madry et al., 2018). Images are [N, C, H, W] in [0, 1]."""
+place (Madry et al., 2018). Images are [N, C, H, W] in [0, 1].
+
+Not by Foolbox, which asks the device for values: a training step must not wait for it, and is captured as a graph.
+"""
 
 from __future__ import annotations
 

@@ -148,6 +148,7 @@ def with_extra(command: Any) -> Any:
 
 
 def changes(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of training that were given."""
     found = {field.name: getattr(args, field.name, None) for field in fields(TrainConfig)}
     if found["milestones"] is not None:
         found["milestones"] = tuple(found["milestones"])

@@ -10,6 +10,8 @@ from typing import Any
 METHODS = {"SM": "sm", "LS": "ls", "BReLU": "brelu", "L2SM": "l2sm", "CCN": "ccn", "CCN+LS": "ccn+ls", "BN": "bn",
            "LRN": "lrn"}  # fmt: skip  # the paper's names
 
+TRAININGS = ("plain", "fgsm", "pgd")  # of `ccn study`
+
 # settings: what they must be, in words and as a test
 RULES: dict[tuple[str, ...], tuple[str, Callable[[Any], bool]]] = {
     ("epochs", "batch_size"): ("1 or more", lambda value: value >= 1),

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..files import read_json, write_json
 from . import summary, worst
-from .config import ARCHITECTURE_OF, METHODS, SCHEDULES, TrainConfig
+from .config import ARCHITECTURE_OF, METHODS, SCHEDULES, TRAININGS, TrainConfig
 from .data import Dataset
 from .runs import Network, Run, folder_name
 from .training import DivergedError, train
@@ -26,7 +26,6 @@ from .worst import Worst
 
 logger = logging.getLogger("ccn_kernels")
 
-TRAININGS = ("plain", "fgsm", "pgd")
 MADRY = {"adversarial_steps": 7, "adversarial_warmup": 1 / 3}  # of "pgd", unless said
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .command import add_machine, add_schedule, changes, count, device_of, epsilon, one_process, with_extra
-from .config import METHODS
+from .config import METHODS, TRAININGS
 
 FILES = ("digits", "mnist", "cifar10")
 
@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="where the data set's files lie")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/study; what is there is added to")
     parser.add_argument("--methods", nargs="*", choices=tuple(METHODS), default=("SM", "L2SM", "CCN", "CCN+LS"))
-    parser.add_argument("--trainings", nargs="+", choices=("plain", "fgsm", "pgd"), default=("plain", "fgsm", "pgd"))
+    parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=TRAININGS)
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", default=(0, 1, 2))
     parser.add_argument("--alphas", type=float, nargs="+", metavar="A", help="of CCN, one at a time, not learned")
     parser.add_argument("--deltas", type=float, nargs="+", metavar="D", help="of CCN, one at a time")

@@ -12,11 +12,11 @@ from tabulate import tabulate
 
 from ..files import write, write_json
 from . import figures
-from .config import METHODS
+from .config import METHODS, TRAININGS
 
 TRADED = ("alpha", "delta", "label_smoothing")
 SYMBOLS = {"alpha": "α", "delta": "δ", "label_smoothing": "smoothing"}
-ORDER = {name: place for place, name in enumerate(("plain", "fgsm", "pgd", *METHODS))}
+ORDER = {name: place for place, name in enumerate((*TRAININGS, *METHODS))}
 Row = dict[str, Any]
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from small import fails, succeeds
 
-from ccn_kernels.robustness import data, figures, study, summary, training
+from ccn_kernels.robustness import config, data, figures, study, summary, training
 from ccn_kernels.robustness.study import Kind, Settings
 
 SETTINGS = Settings((0.1, 0.3), count=12, black_box=4, steps=4,
@@ -31,7 +31,7 @@ def test_every_method_in_every_training_and_one_setting_at_a_time():
 
 
 def test_trainings_attack_at_the_largest_radius():
-    plain, fgsm, pgd = (SETTINGS.config(Kind("SM", name), "digits", 3) for name in study.TRAININGS)
+    plain, fgsm, pgd = (SETTINGS.config(Kind("SM", name), "digits", 3) for name in config.TRAININGS)
     assert {one.seed for one in (plain, fgsm, pgd)} == {3}
     assert {one.epochs for one in (plain, fgsm, pgd)} == {1}
     assert (plain.adversarial_epsilon, fgsm.adversarial_epsilon, pgd.adversarial_epsilon) == (0, 0.3, 0.3)
