@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import backends, reference
 from .known import PLAIN, KnownSpec
-from .spec import ConvSpec, memory_format, norm_dtype, output_size, seen_pixels
+from .spec import ConvSpec, memory_format, norm_dtype, output_size, seen_pixels, without_autocast
 
 _SPEC = "int[]? stride, int[]? padding, int[]? dilation, int groups, float delta, bool relu"  # linear layers have none
 
@@ -88,7 +88,8 @@ def _spec(stride, padding, dilation, groups, delta, relu) -> ConvSpec:
 
 def _forward(input, weight, bias, alpha, stride, padding, dilation, groups, delta, relu, save_quotient, backend):
     spec = _spec(stride, padding, dilation, groups, delta, relu)
-    return backends.get(backend).forward(input, weight, bias, alpha, spec, save_quotient)
+    with without_autocast(input.device.type):  # an exported program has this operator bare
+        return backends.get(backend).forward(input, weight, bias, alpha, spec, save_quotient)
 
 
 def _backward(
@@ -96,9 +97,10 @@ def _backward(
     stride, padding, dilation, groups, delta, relu, output_mask, backend,
 ):  # fmt: skip
     spec = _spec(stride, padding, dilation, groups, delta, relu)
-    return backends.get(backend).backward(
-        grad, input, weight, bias, alpha, output, quotient, norm, spec, list(output_mask)
-    )
+    with without_autocast(input.device.type):
+        return backends.get(backend).backward(
+            grad, input, weight, bias, alpha, output, quotient, norm, spec, list(output_mask)
+        )
 
 
 def _forward_fake(input, weight, bias, alpha, stride, padding, dilation, groups, delta, relu, save_quotient, backend):

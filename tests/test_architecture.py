@@ -23,6 +23,7 @@ ALLOWED = {
     "version": set(),
     "files": set(),
     "factories": set(),
+    "precision": set(),
     "spec": set(),
     "known": {"spec"},
     "arguments": {"spec"},

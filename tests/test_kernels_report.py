@@ -14,6 +14,7 @@ from ccn_kernels.backends.triton import config, offline, recorded
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.launch import Launch, Problem
 from ccn_kernels.backends.triton.tiles import Device, Tile, batch_class
+from ccn_kernels.spec import ConvSpec
 from ccn_kernels.workloads import LAYERS, Layer
 
 KEYS = {"kernel", "config", "registers", "spills", "shared_bytes", "wgmma", "mma", "bulk_copies", "serialized",
@@ -173,6 +174,12 @@ def test_a_loop_that_reads_what_products_still_read_is_a_fault(squared):
     found = offline.compile_launch(Launch(sum_of_products, (1,), arguments), 90)
     assert found.wgmma > 0
     assert found.races == squared
+
+
+@pytest.mark.parametrize(("outputs", "index"), [(500_000, tl.int32), (600_000, tl.int64)], ids=str)
+def test_a_weight_of_more_than_2_to_the_31_elements_has_64_bit_offsets(outputs, index):
+    x, w = (torch.empty(rows, 4100, dtype=torch.bfloat16, device="meta") for rows in (8, outputs))
+    assert Problem(x, w, ConvSpec((), (), (), 1, 0.01, False), Device("", 90, 132)).index == index
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "tf32"])

@@ -207,3 +207,17 @@ def test_the_python_wrappers_call_the_operators(kernels):
     found = ops.compact_conv_backward(problem.grad, *problem.operands, *saved, spec, [True] * 4, kernels)
     expected = BACKWARD(problem.grad, *problem.operands, *saved, *flat, [True] * 4, kernels)
     assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_operators_do_not_hear_of_autocast(kernels, rank):
+    """In an exported program they stand alone; what they are given is in its final dtype."""
+    settings = {"rank": rank, **({} if rank == 0 else {"stride": 2})}
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found.append((*FORWARD(*arguments(kernels, **settings)[-1]),
+                          *BACKWARD(*backward_arguments(kernels, [True] * 4, **settings))))  # fmt: skip
+    for plain, cast in zip(*found, strict=True):
+        torch.testing.assert_close(cast, plain, rtol=0, atol=0)

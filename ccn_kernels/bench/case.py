@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import reference
+from ..precision import tf32
 from ..workloads import Layer
 from .settings import DTYPES
 
@@ -112,16 +113,9 @@ def _format(layer: Layer, name: str) -> torch.memory_format:
     return {2: torch.channels_last, 3: torch.channels_last_3d}[layer.rank]
 
 
-@contextmanager
-def precision(dtype: str) -> Iterator[None]:
+def precision(dtype: str) -> AbstractContextManager[None]:
     """TF32 for "tf32", IEEE arithmetic for all others."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = dtype == "tf32"
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
+    return tf32(dtype == "tf32")
 
 
 @contextmanager

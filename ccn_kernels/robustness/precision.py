@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+from ..precision import tf32
 
-@contextmanager
-def ieee() -> Iterator[None]:
+
+def ieee() -> AbstractContextManager[None]:
     """IEEE arithmetic: TF32, PyTorch's default for convolutions, would move borders between classes."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
+    return tf32(False)
 
 
 @contextmanager

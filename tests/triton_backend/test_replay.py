@@ -28,6 +28,10 @@ def forget():
     return all_calls
 
 
+def forward_recipes():
+    return [recipe for spec in known._known.values() for recipe in spec.recipes.values()]
+
+
 VARIANTS = {
     "first": {},
     "delta": {"delta": 1.0},
@@ -62,9 +66,35 @@ def test_a_call_that_was_made_before_is_replayed_for_other_data():
             )
             eps = torch.finfo(problem.input.dtype).eps
             assert problems.relative_error(y.cpu(), expected) < 8 * eps, name
-    recipes = [recipe for spec in known._known.values() for recipe in spec.recipes.values()]
+    recipes = forward_recipes()
     assert len(recipes) == len(VARIANTS)
-    assert any(recipes)  # operands that must be copied first are not replayed
+    assert all(recipes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("settings", [{}, {"stride": 2}, {"channels": (8, 8), "groups": 8}], ids=str)
+def test_training_is_replayed_too(settings, last, dtype):
+    """Whatever ATen copies or computes between launches: fp16's scale, the layout that a descriptor needs."""
+    problem = problems.make(
+        2, **{"channels": (16, 16), "size": 6, "padding": 1, "formats": (last, last), "dtype": dtype, **settings}
+    )
+    calls.public(problem)
+    recipes = [*forward_recipes(), *replay._recipes.values()]
+    assert len(recipes) == 2
+    assert all(recipes)
+    problems.assert_accurate(problem, calls.public(problem))
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
+@pytest.mark.parametrize("rank", [2, 3])
+def test_what_aten_lays_out_otherwise_than_before_is_read_right(rank):
+    """Results of its convolutions are channels_last or not by switches that a program may turn between two calls."""
+    library = torch.backends.mkldnn if calls.INTERPRETED else torch.backends.cudnn
+    problem = problems.make(rank, (8, 16), 6, stride=2, padding=1, formats=LAST)
+    for enabled in (True, False, False, True):
+        with library.flags(enabled=enabled):
+            problems.assert_accurate(problem, calls.public(problem))
 
 
 @pytest.mark.parametrize("offset", [0, 1, 4], ids="{} elements on".format)

@@ -29,8 +29,8 @@ def measured(monkeypatch):
     return measure, calls
 
 
-def lines(out, measure, **settings):
-    return list(tune.tune([LAYER], ["tf32"], out, triton.device(0), measure=measure, place=str(DEVICE), **settings))
+def lines(out, measure, dtype="tf32", **settings):
+    return list(tune.tune([LAYER], [dtype], out, triton.device(0), measure=measure, place=str(DEVICE), **settings))
 
 
 def test_the_fastest_tile_is_written_and_then_chosen(tmp_path, measured, monkeypatch):
@@ -45,6 +45,14 @@ def test_the_fastest_tile_is_written_and_then_chosen(tmp_path, measured, monkeyp
     found = config.table(triton.device(0).name)
     config.table.cache_clear()
     assert {kind: list(tiles.values()) for kind, tiles in found.items()} == {kind: [SMALL] for kind in tune.KINDS}
+
+
+def test_fp16_is_tuned_where_cudnn_would_overflow(tmp_path, measured, monkeypatch):
+    """It sums past fp16's range, so it is no yardstick there, nor a candidate."""
+    monkeypatch.setattr(heuristics, "candidates", lambda request, device: [SMALL])
+    lines(tmp_path / "tuned.json", measured[0], "float16")
+    entries = json.loads((tmp_path / "tuned.json").read_text())["entries"]
+    assert [entry["kind"] for entry in entries] == list(tune.KINDS)
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path, measured):

@@ -21,7 +21,6 @@ from .launch import (
     Launch,
     Operand,
     Problem,
-    boxed,
     channels_innermost,
     image_descriptor,
     operand,
@@ -141,19 +140,15 @@ class Backward:
         largest, scale = self.problem.empty(programs), self.problem.empty()
         self.problem.issue(Launch(epilogue.largest_error, (programs,), {**common, "largest": largest}))
         dgrad, _ = self._tiles()
-        narrowed = dgrad is not None and dgrad.kernel == "hybrid"
+        limit = None
+        if dgrad is not None and dgrad.kernel == "hybrid":
+            (limit,) = self.problem.call(functools.partial(_limit, self.geometry.groups), self.problem.weight)
         arguments = {
-            "largest": largest, "scale": scale, "limit": self._limit() if narrowed else None, "count": programs,
+            "largest": largest, "scale": scale, "limit": limit, "count": programs,
             "TOP": TOP, "BLOCK": ELEMENTS,
         }  # fmt: skip
         self.problem.issue(Launch(epilogue.error_scale, (1,), arguments))
         return scale
-
-    def _limit(self) -> Tensor:
-        """The largest |e| whose sums with an input channel's weights, as cuDNN narrows them, are fp16 at any sign."""
-        axes = (1, *range(3, 3 + self.problem.spec.rank))
-        by_group = self.problem.weight.float().abs().unflatten(0, (self.geometry.groups, -1))  # [groups, O, C, *kernel]
-        return torch.finfo(torch.float16).max / by_group.sum(axes).amax()
 
     def _errors(self) -> Operand:
         """Uninitialised e, laid out as the kernels that will read it need it."""
@@ -205,7 +200,7 @@ class Backward:
             (exchanged,) = problem.call(functools.partial(convolution.transposed, geometry.groups), problem.w.tensor)
             w = weight_descriptor(operand(exchanged), geometry.taps, (tile.outputs, tile.depth))
         else:
-            w = weight_descriptor(boxed(problem.w, packed=True), geometry.taps, (tile.depth, tile.outputs))
+            w = weight_descriptor(problem.boxed(problem.w, packed=True), geometry.taps, (tile.depth, tile.outputs))
         programs = tiles[0] * tiles[1] * tiles[2] * geometry.groups * blocks
         splits = problem.splits(tile, programs, geometry.taps * ceil(geometry.out_channels / tile.depth))
         channels = geometry.groups * geometry.in_channels
@@ -275,7 +270,7 @@ class Backward:
         splits = problem.splits(tile, programs, tiles)
         partial = self._shares(splits)
         linear = is_linear(box, geometry.extent)
-        x = boxed(problem.x, packed=not geometry.is_plain)
+        x = problem.boxed(problem.x, packed=not geometry.is_plain)
         arguments = {
             "e": place_descriptor(e, problem.places, (tile.places, tile.outputs)) if linear
             else image_descriptor(e, geometry.extent, ONES, box, tile.outputs),
@@ -326,3 +321,10 @@ class Backward:
             self.d_weight.copy_(d_weight.tensor)
         if alphas is not None:
             self._sum(alphas, self.d_alpha)
+
+
+def _limit(groups: int, weight: Tensor) -> tuple[Tensor]:
+    """The largest |e| whose sums with an input channel's weights, as cuDNN narrows them, are fp16 at any sign."""
+    by_group = weight.float().abs().unflatten(0, (groups, -1))  # [groups, O / groups, C / groups, *kernel]
+    sums = by_group.sum((1, *range(3, by_group.dim())))
+    return (torch.finfo(torch.float16).max / sums.amax(),)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...spec import ConvSpec
-from .launch import channels_innermost
+from .launch import with_channels_innermost
 
 _settings = threading.Lock()
 
@@ -52,4 +52,4 @@ def backward(spec: ConvSpec, mask: tuple[bool, bool], e: Tensor, x: Tensor, w: T
 def transposed(groups: int, weight: Tensor) -> tuple[Tensor]:
     """[C, O / groups, *kernel] of [O, C / groups, *kernel], channels innermost: each group's channels exchanged."""
     exchanged = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return (channels_innermost(exchanged, weight.dtype).copy_(exchanged),)
+    return with_channels_innermost(exchanged)

@@ -109,7 +109,7 @@ def dgrad_gather(
 
     conv = tl.zeros((BLOCK_C, TILE), tl.float32)
     source = e + image * e_image + (group * OUT_CHANNELS).to(INDEX) * e_channel
-    weight = w + group * OUT_CHANNELS * w_output + within * w_channel
+    weight = w + (group * OUT_CHANNELS).to(INDEX) * w_output + within.to(INDEX) * w_channel
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     for step in range((TAPS * OUT_CHANNELS + BLOCK_K - 1) // BLOCK_K):
         flat = step * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -118,7 +118,7 @@ def dgrad_gather(
         real = tap < TAPS
         values = tl.load(source[:, None] + (out_pixel * e_pixel + (k.to(INDEX) * e_channel)[None, :]),
                          mask=seen & valid[:, None] & real[None, :], other=0.0)  # fmt: skip
-        weights = tl.load(weight[:, None] + (k * w_output + tap * w_tap)[None, :],
+        weights = tl.load(weight[:, None] + (k.to(INDEX) * w_output + tap * w_tap)[None, :],
                           mask=in_channels[:, None] & real[None, :], other=0.0)  # fmt: skip
         conv = multiply(conv, values, weights, PRECISION)
     conv = tl.trans(conv)

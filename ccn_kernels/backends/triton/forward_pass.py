@@ -19,7 +19,6 @@ from .launch import (
     Launch,
     Operand,
     Problem,
-    boxed,
     image_descriptor,
     operand,
     packed_weight,
@@ -63,7 +62,7 @@ class Forward:
         tiles = tiles_of(geometry.batch, geometry.extent, box)
         blocks = ceil(geometry.out_channels / tile.outputs)
         programs = tiles[0] * tiles[1] * tiles[2] * geometry.groups * blocks
-        x, w = boxed(problem.x, packed=not geometry.is_plain), boxed(problem.w, packed=True)
+        x, w = problem.boxed(problem.x, packed=not geometry.is_plain), problem.boxed(problem.w, packed=True)
         overlapped = tile.squares == "plane" and problem.device.overlaps
         arguments = {
             "x": image_descriptor(x, geometry.in_extent, geometry.stride, box, tile.depth),
@@ -90,10 +89,10 @@ class Forward:
         def result(tensor: Tensor | None) -> Any:
             return None if tensor is None else image(operand(tensor), geometry.extent, part, outputs)
 
-        w = weight_descriptor(boxed(problem.w, packed=True), geometry.taps, (tile.outputs, tile.depth))
+        w = weight_descriptor(problem.boxed(problem.w, packed=True), geometry.taps, (tile.outputs, tile.depth))
         arguments = {
             **self._results(), "y": result(self.y.tensor), "quotient": result(self.quotient),
-            "x": image(boxed(problem.x), geometry.in_extent, box, tile.depth), "w": persistent.swizzled(w),
+            "x": image(problem.boxed(problem.x), geometry.in_extent, box, tile.depth), "w": persistent.swizzled(w),
             "plane": sum_of_squares(problem, True), "tiles": programs, "tiles_h": tiles[1], "tiles_w": tiles[2],
             "tiles_o": blocks, "BOX": box, "BLOCK_O": tile.outputs, "BLOCK_K": tile.depth, "STAGES": tile.stages,
             "RESIDENT": keeps_weights(tile, geometry),

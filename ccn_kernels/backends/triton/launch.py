@@ -96,13 +96,9 @@ def tiles_of(batch: int, extent: Axes, box: Axes) -> list[int]:
     return [ceil(size / step) for size, step in zip((batch, *extent[1:]), box, strict=True)]
 
 
-def boxed(source: Operand, *, packed: bool = False) -> Operand:
-    """The operand, or a copy of it, as a descriptor can read it: channels innermost; ``packed``: without gaps."""
-    tensor, strides = source
-    row = tensor.shape[1] * tensor[0, 0].numel()
-    if is_boxable(*source) and (not packed or (strides.pixel, strides.image) == (tensor.shape[1], row)):
-        return source
-    return operand(channels_innermost(tensor, tensor.dtype).copy_(tensor))
+def with_channels_innermost(tensor: Tensor) -> tuple[Tensor]:
+    """A copy."""
+    return (channels_innermost(tensor, tensor.dtype).copy_(tensor),)
 
 
 def channels_innermost(like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -168,7 +164,7 @@ class Problem:
         self.precision = fp32_precision(spec)
         self.shape = (input.shape[0], weight.shape[0], *output_size(spec, input, weight))
         outputs = self.places * self.geometry.groups * self.geometry.out_channels
-        most = max(outputs, self.in_places * weight.shape[1] * spec.groups, self.x.reach)
+        most = max(outputs, self.in_places * weight.shape[1] * spec.groups, self.x.reach, self.w.reach)
         self.reach = most + WIDEST  # the last tile's places, too
         self.buffers: list[Tensor] = []  # what was allocated for kernels
         self.trace: list[tuple[Launch, Any] | Called] = []  # what was done: launches with what they return
@@ -235,6 +231,14 @@ class Problem:
         results = function(*operands)
         self.trace.append(Called(function, operands, results))
         return results
+
+    def boxed(self, source: Operand, *, packed: bool = False) -> Operand:
+        """The operand, or a copy of it, as a descriptor can read it: channels innermost; ``packed``: without gaps."""
+        tensor, strides = source
+        row = tensor.shape[1] * tensor[0, 0].numel()
+        if is_boxable(*source) and (not packed or (strides.pixel, strides.image) == (tensor.shape[1], row)):
+            return source
+        return operand(*self.call(with_channels_innermost, tensor))
 
     def own(self, tensor: Tensor) -> Tensor:
         """A tensor that was allocated, uninitialised, for a kernel to write."""

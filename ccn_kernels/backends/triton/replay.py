@@ -75,13 +75,18 @@ class Together(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call of ATen's, by the parts that it takes."""
+    """One call of ATen's, by the parts that it takes; launches after it were compiled for ``results`` of its first."""
 
     function: Callable[..., tuple[Tensor, ...]]
     parts: list[int]
+    results: list[Buffer]
 
     def replay(self, tensors: list[Any]) -> None:
-        tensors.extend(self.function(*(tensors[part] for part in self.parts)))
+        found = self.function(*(tensors[part] for part in self.parts))
+        for tensor, recorded in zip(found, self.results, strict=True):
+            if tensor.stride() != recorded.stride or tensor.dtype != recorded.dtype:  # cuDNN was switched on or off
+                tensor = recorded.make().copy_(tensor)
+            tensors.append(tensor)
 
 
 class Recipe(NamedTuple):
@@ -197,7 +202,8 @@ def _record(operands: Operands, results: Sequence[Tensor], problem: Problem) -> 
                 continue
             for call in traced:
                 assert isinstance(call, Called)
-                steps.append(Call(call.function, [parts[id(tensor)] for tensor in call.operands]))
+                operands_of = [parts[id(tensor)] for tensor in call.operands]
+                steps.append(Call(call.function, operands_of, [Buffer.like(tensor) for tensor in call.results]))
                 for tensor in call.results:
                     parts[id(tensor)] = count
                     count += 1

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...files import read_json, write_json
 from ...workloads import Layer
-from . import config, heuristics
+from . import config, heuristics, limits
 from .backward_pass import Backward
 from .forward_pass import Forward
 from .launch import Problem
@@ -87,7 +87,7 @@ def _table(entries: Any, device: Device) -> dict[str, Any]:
 
 def _fastest(layer: Layer, dtype: str, kind: str, device: Device, measure: Measure, place: str) -> dict[str, Any]:
     run, request = _pass(layer, dtype, kind, device, place)
-    expected = run(config.choose(request, device) if dtype == "float16" and kind == "forward" else HYBRID)
+    expected = run(HYBRID if limits.can_run(HYBRID, request, device) is None else config.choose(request, device))
     times: dict[Tile, float] = {}
     for tile in heuristics.candidates(request, device):
         try:
