@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
+from tqdm import tqdm
 
-from ..files import write_json
+from ..files import read_json, write_json
 from ..version import __version__
 from .attacks import PGD, DeepFool, exact, predictions
 from .certified import NORMS, certified_radius
@@ -19,10 +23,13 @@ from .runs import Run
 
 EPSILONS = tuple(0.02 * 1.12**step for step in range(34))  # 0.02 to 0.84
 ATTACKS = {"linf": "PGD", "l2": "DeepFool"}
+TITLES = {"linf": "L∞", "l2": "L2"}
 
 
-def measure(run: Run, split: Split, count: int, method: str) -> dict[str, Any]:
-    """Radii of a split's first images, and of those the network is right about their medians.
+def measure(run: Run, split: Split, count: int, methods: Sequence[str], path: Path) -> dict[str, Any]:
+    """Radii of a split's first images, proved by each method, and attacked.
+
+    ``path`` keeps them: what it holds of these weights and images is not done again.
 
     Raises:
         RuntimeError: an attack succeeds within a certified radius: the proof or the program is wrong.
@@ -30,53 +37,70 @@ def measure(run: Run, split: Split, count: int, method: str) -> dict[str, Any]:
     """
     images, labels, _ = next(split.batches(range(min(count, len(split))), min(count, len(split))))
     images = images.clamp(0, 1)
+    identity = {"network": run.network.title, "weights": run.digest, "data": split.fingerprint, "images": len(images)}
+    found = read_json(path)
+    if found is None or any(found.get(name) != value for name, value in identity.items()):
+        found = {**identity, **_attacked(run, images, labels), "certified": {}, "versions": _versions()}
+    with tqdm(methods, desc=run.network.title, unit="method") as bar:
+        for method in bar:
+            if method not in found["certified"]:
+                bar.set_postfix_str(method)
+                found["certified"][method] = {
+                    norm: certified_radius(run.model, images, labels, norm, method=method).tolist() for norm in NORMS
+                }
+                write_json(path, found)
+            _check(found, method)
+    return found
+
+
+def table(networks: Sequence[dict[str, Any]], norm: str, methods: Sequence[str]) -> str:
+    """A row a network: medians over the images it is right about, and how much of the attacked radius is proved."""
+    rows = []
+    for found in networks:
+        proved = {method: _right(found, found["certified"][method][norm]) for method in methods}
+        attacked = _right(found, found["attacked"][norm])
+        best = [max(radii) for radii in zip(*proved.values(), strict=True)]
+        ratios = [radius / limit for radius, limit in zip(best, attacked, strict=True)]
+        medians = [_median(radii) for radii in (*proved.values(), attacked, ratios)]
+        rows.append([found["network"], f"{sum(found['right'])} of {found['images']}", *medians])
+    headers = [TITLES[norm], "right", *methods, ATTACKS[norm], "ratio"]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def _attacked(run: Run, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Which images the network is right about, and the smallest radii that fool it, None where none does."""
     with exact(run.model):
         right = predictions(run.model, images) == labels
-        attacked = _attacked(run, images, labels)
-    norms = {}
+        found = DeepFool()(run.model, images, labels)
+        fooled = PGD(EPSILONS)(run.model, images, labels)["fooled"]  # [N, epsilons]
+    distance = found["ratio"].double() * images.double().flatten(1).norm(dim=1)
+    radii = {
+        "linf": torch.where(fooled, torch.tensor(EPSILONS, dtype=torch.float64), torch.inf).amin(1),
+        "l2": torch.where(found["fooled"], distance, torch.inf),
+    }
+    attacked = {norm: [radius if radius < math.inf else None for radius in radii[norm].tolist()] for norm in NORMS}
+    return {"right": right.tolist(), "attacked": attacked}
+
+
+def _check(found: dict[str, Any], method: str) -> None:
     for norm in NORMS:
-        certified = certified_radius(run.model, images, labels, norm, method=method)
-        refuted = (right & attacked[norm].isfinite() & (attacked[norm] <= certified)).nonzero().flatten().tolist()
+        proved, attacked = (
+            _right(found, radii) for radii in (found["certified"][method][norm], found["attacked"][norm])
+        )
+        images = (image for image, right in enumerate(found["right"]) if right)
+        refuted = [image for image, radius, limit in zip(images, proved, attacked, strict=True) if limit <= radius]
         if refuted:
             raise RuntimeError(f"{ATTACKS[norm]} succeeds within the certified {norm} radius of images {refuted}")
-        norms[norm] = {"certified": certified.tolist(), "attacked": attacked[norm].tolist(),
-                       "median_certified": _median(certified[right]),
-                       "median_attacked": _median(attacked[norm][right])}  # fmt: skip
-    versions = {"ccn_kernels": __version__, "torch": torch.__version__, "machine": platform.machine()}
-    return {"method": method, "weights": run.digest, "data": split.fingerprint, "right": right.tolist(), "norms": norms,
-            "versions": versions}  # fmt: skip
 
 
-def summary(run: Run, found: dict[str, Any]) -> str:
-    """A table for people."""
-    rows = []
-    for norm, values in found["norms"].items():
-        proved, refuted = values["median_certified"], values["median_attacked"]
-        rows.append([norm, f"{proved:.2e}", f"{refuted:.2e}", f"{proved / refuted:.1e}", ATTACKS[norm]])
-    head = ["norm", "certified", "attacked", "ratio", "attack"]
-    count, right = len(found["right"]), sum(found["right"])
-    title = f"{run.network.title}, {found['method']} bounds, {right} of {count} images right; medians of these"
-    return f"{title}\n{tabulate(rows, head, tablefmt='github', disable_numparse=True)}"
+def _right(found: dict[str, Any], radii: Sequence[float | None]) -> list[float]:
+    pairs = zip(radii, found["right"], strict=True)
+    return [math.inf if radius is None else radius for radius, right in pairs if right]
 
 
-def write(path: Path, found: dict[str, Any]) -> None:
-    """The radii as JSON: null where no attack succeeded."""
-    for values in found["norms"].values():
-        values["attacked"] = [radius if radius < float("inf") else None for radius in values["attacked"]]
-    write_json(path, found)
+def _median(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.1e}" if values else "none"
 
 
-def _attacked(run: Run, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The smallest radii that fool the network, infinite where none does. [N] each"""
-    found = DeepFool()(run.model, images, labels)
-    distance = found["ratio"].double() * images.double().flatten(1).norm(dim=1)
-    fooled = PGD(EPSILONS)(run.model, images, labels)["fooled"]  # [N, epsilons]
-    epsilons = torch.tensor(EPSILONS, dtype=torch.float64)
-    return {
-        "l2": torch.where(found["fooled"], distance, torch.inf),
-        "linf": torch.where(fooled, epsilons, torch.inf).amin(1),
-    }
-
-
-def _median(radii: Tensor) -> float:
-    return radii.median().item() if len(radii) else float("nan")
+def _versions() -> dict[str, str]:
+    return {"ccn_kernels": __version__, "torch": torch.__version__, "machine": platform.machine()}

@@ -63,12 +63,13 @@ def add_parsers(commands: Any) -> None:
     attack.set_defaults(run=with_extra(_attack))
 
     certify = commands.add_parser("certify", help="radii within which no attack can succeed, proved image by image")
-    certify.add_argument("network", type=Path, metavar="DIR", help="what `ccn train` wrote")
+    certify.add_argument("networks", type=Path, nargs="+", metavar="DIR", help="what `ccn train` wrote, each of them")
     certify.add_argument("--images", type=count, default=20, metavar="N", help="the first N test images; default: 20")
-    certify.add_argument("--method", choices=BOUNDS, default=BOUNDS[0],
+    certify.add_argument("--methods", choices=BOUNDS, nargs="+", default=BOUNDS[:1],
                          help="linearised (default) takes seconds an image, the others a fraction")  # fmt: skip
     certify.add_argument("--data", type=Path, metavar="DIR", help="where the data set's files lie")
-    certify.add_argument("--out", type=Path, metavar="FILE", help="default: DIR/certified-METHOD.json")
+    certify.add_argument("--out", type=Path, metavar="FILE",
+                         help="all radii as JSON; a network's own are kept in DIR/certified.json")  # fmt: skip
     certify.set_defaults(run=with_extra(_certify), device="cpu")
 
     for name, numbers in (("table", "1 to 9, 11 to 13"), ("figure", "1, 2, 5, 6")):
@@ -221,16 +222,26 @@ def _trained_on(run: Any, folder: Path) -> tuple[str, int]:
 
 
 def _certify(args: argparse.Namespace) -> None:
+    from ..files import write_json
     from . import certified_report, runs
+    from .certified import NORMS
 
-    run = runs.load(args.network)
-    name, image_size = _trained_on(run, args.network)
+    loaded = [(folder, runs.load(folder)) for folder in args.networks]
+    sets = {_trained_on(run, folder) for folder, run in loaded}
+    if len(sets) > 1:
+        raise ValueError(f"ccn certify takes networks of one data set, got {sorted(name for name, _ in sets)}")
+    ((name, image_size),) = sets
     if name == "folder":
         raise ValueError("ccn certify reads mnist, cifar10 and the digits; for other images, call certified_radius")
-    found = certified_report.measure(run, _dataset(name, args, image_size).test, args.images, args.method)
-    out = args.out or args.network / f"certified-{args.method}.json"
-    certified_report.write(out, found)
-    print(f"{certified_report.summary(run, found)}\nwrote {out}")
+    split = _dataset(name, args, image_size).test
+    found = [
+        certified_report.measure(run, split, args.images, args.methods, folder / "certified.json")
+        for folder, run in loaded
+    ]
+    print("\n\n".join(certified_report.table(found, norm, args.methods) for norm in NORMS))
+    if args.out:
+        write_json(args.out, {"dataset": name, "networks": found})
+        print(f"\nwrote {args.out}")
 
 
 def _made(args: argparse.Namespace, device: str) -> Any:

@@ -1,5 +1,6 @@
 """Certified radii: exact where they are known, and below every attack."""
 
+import json
 import math
 
 import foolbox
@@ -141,15 +142,45 @@ def test_a_network_that_is_certain_has_the_largest_radius():
     assert certified_radius(model, images, labels, "l2").tolist() == pytest.approx([3, 3], rel=5e-3)
 
 
-def test_the_report_fails_where_an_attack_contradicts_a_proof(monkeypatch):
+@pytest.fixture
+def linear():
+    """A network that needs no training, and four images that it is right about."""
     model, images = nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), grey(4).float()
-    split = TensorSplit(images, model(images).argmax(1), "cpu")
-    found = certified_report.measure(as_run(model), split, 4, "hybrid")
-    for values in found["norms"].values():
-        assert 0 < values["median_certified"] < values["median_attacked"]
+    return as_run(model), TensorSplit(images, model(images).argmax(1), "cpu")
+
+
+def test_the_report_fails_where_an_attack_contradicts_a_proof(linear, tmp_path, monkeypatch):
+    found = certified_report.measure(*linear, 4, ["hybrid"], tmp_path / "certified.json")
+    for norm in NORMS:
+        pairs = zip(found["certified"]["hybrid"][norm], found["attacked"][norm], strict=True)
+        assert all(0 < certified < attacked for certified, attacked in pairs)
     monkeypatch.setattr(certified_report, "certified_radius", lambda *args, **options: torch.ones(4).double())
     with pytest.raises(RuntimeError, match="PGD succeeds within the certified linf radius of images"):
-        certified_report.measure(as_run(model), split, 4, "hybrid")
+        certified_report.measure(*linear, 4, ["interval"], tmp_path / "certified.json")
+
+
+def test_the_report_keeps_what_was_done(linear, tmp_path, monkeypatch):
+    run, split = linear
+    path, done = tmp_path / "certified.json", []
+    monkeypatch.setattr(certified_report, "certified_radius", lambda model, images, labels, norm, method: (
+        done.append((method, norm)), torch.full((len(images),), 1e-3).double())[1])  # fmt: skip
+    certified_report.measure(run, split, 4, ["hybrid"], path)
+    found = certified_report.measure(run, split, 4, ["hybrid", "interval"], path)
+    assert done == [(method, norm) for method in ("hybrid", "interval") for norm in NORMS]
+    assert json.loads(path.read_text()) == found
+    for other in (as_run(run.model, "other weights"), run):
+        certified_report.measure(other, split, 3 if other is run else 4, ["hybrid"], path)
+    assert len(done) == 8
+
+
+def test_the_reports_table_has_medians_of_what_is_right():
+    found = {"network": "CCN", "images": 3, "right": [True, False, True],
+             "certified": {"hybrid": {"linf": [1e-3, 1.0, 3e-3]}, "interval": {"linf": [2e-3, 1.0, 1e-3]}},
+             "attacked": {"linf": [0.1, 0.5, None]}}  # fmt: skip
+    row = certified_report.table([found], "linf", ["hybrid", "interval"]).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "CCN", "2 of 3", "2.0e-03", "1.5e-03", "inf", "1.0e-02",
+    ]  # fmt: skip
 
 
 def test_a_layer_that_stands_in_two_places_counts_twice():

@@ -9,7 +9,7 @@ import torch
 from small import fails, succeeds
 
 from ccn_kernels import cli, robustness
-from ccn_kernels.robustness import certified_report, command, data, paper, runs, scales, tree
+from ccn_kernels.robustness import command, data, paper, runs, scales, tree
 from ccn_kernels.robustness.command import EXTRA
 from ccn_kernels.robustness.lab import Lab
 
@@ -156,11 +156,12 @@ def test_the_extra_is_named_where_it_is_missing(capsys, monkeypatch):
 
 
 @pytest.mark.usefixtures("few")
-def test_certify_writes_what_is_measured(tmp_path, capsys, monkeypatch):
-    succeeds(capsys, *TRAIN, "--out", tmp_path / "ccn")
-    norm = {"certified": [0.1, 0.0], "attacked": [0.2, float("inf")], "median_certified": 0.1, "median_attacked": 0.2}
-    found = {"method": "hybrid", "right": [True, False], "norms": {"linf": norm}}
-    monkeypatch.setattr(certified_report, "measure", lambda run, split, count, method: found)
-    assert "CCN, hybrid bounds, 1 of 2 images" in succeeds(capsys, "certify", tmp_path / "ccn", "--method", "hybrid")
-    record = json.loads((tmp_path / "ccn" / "certified-hybrid.json").read_text())
-    assert record["norms"]["linf"]["attacked"] == [0.2, None]
+def test_certify_sets_networks_side_by_side(tmp_path, capsys):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        succeeds(capsys, *TRAIN, "--out", folder)
+    out = tmp_path / "all.json"
+    printed = succeeds(capsys, "certify", *folders, "--methods", "interval", "--images", 2, "--out", out)
+    assert printed.count("| CCN ") == 4
+    networks = json.loads(out.read_text())["networks"]
+    assert networks == [json.loads((folder / "certified.json").read_text()) for folder in folders]
