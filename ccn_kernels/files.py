@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -15,15 +16,29 @@ def write(path: Path, save: Callable[[Path], Any]) -> None:
     Raises:
         OSError: it cannot be written, for want of space or rights; the message names it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it; safetensors would keep others from reading
         save(temporary)
+        temporary.chmod(mode)
         temporary.replace(path)
     except Exception as error:  # libraries have errors of their own for a full disk
         raise OSError(f"cannot write {path}: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the one above says more
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Before hours are spent on what could not be kept.
+
+    Raises:
+        OSError: the folder cannot be made, or written to; the message names it.
+    """
+    write(folder / "writable", lambda temporary: None)
+    (folder / "writable").unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -175,12 +175,25 @@ class _CompactConv(_Compact):
         activation: str | None = None,
         backend: str | None = None,
     ) -> Self:
-        """A compact layer that shares the plain convolution's weight and bias."""
+        """A compact layer that shares the plain convolution's weight and bias.
+
+        Raises:
+            TypeError: ``conv`` is no plain convolution of this rank: another layer, a subclass, or one whose weight is
+                computed.
+        """
+        _check_plain("conv", conv, next(plain for plain in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if issubclass(cls, plain)))
         layer = cls(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
             conv.groups, conv.bias is not None, conv.padding_mode, device="meta",
         )  # fmt: skip
         return _share(layer, conv, alpha, learn_alpha, delta, activation, backend)
+
+
+def _check_plain(name: str, given: Any, plain: type[nn.Module]) -> None:
+    if type(given) is not plain:  # a subclass may compute something else
+        raise TypeError(f"{name} must be an nn.{plain.__name__} itself, got {type(given).__name__}")
+    if given._parameters.get("weight") is None:
+        raise TypeError(f"{name}'s weight is computed by a hook (weight or spectral norm): remove it first")
 
 
 def _share(layer, plain, alpha, learn_alpha, delta, activation, backend):
@@ -258,6 +271,11 @@ class CompactLinear(_Compact, nn.Linear):
         activation: str | None = None,
         backend: str | None = None,
     ) -> Self:
-        """A compact layer that shares the plain layer's weight and bias."""
+        """A compact layer that shares the plain layer's weight and bias.
+
+        Raises:
+            TypeError: ``linear`` is no plain ``nn.Linear``: another layer, a subclass, or one whose weight is computed.
+        """
+        _check_plain("linear", linear, nn.Linear)
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         return _share(layer, linear, alpha, learn_alpha, delta, activation, backend)

@@ -29,3 +29,25 @@ def test_missing_is_none_and_damaged_is_named(tmp_path):
     (tmp_path / "bad.json").write_text('{"x": ')
     with pytest.raises(ValueError, match=r"bad\.json is damaged"):
         files.read_json(tmp_path / "bad.json")
+
+
+def test_files_have_the_mode_that_the_umask_leaves(tmp_path):
+    """Some libraries write for their user alone, and others of a group could not read a checkpoint."""
+    usual = tmp_path / "usual"
+    usual.touch()
+
+    def save(temporary):
+        temporary.unlink()
+        temporary.touch(0o600)
+
+    files.write(tmp_path / "weights", save)
+    assert (tmp_path / "weights").stat().st_mode == usual.stat().st_mode
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_at_once(tmp_path):
+    files.check_writable(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=r"cannot write .*file"):
+            files.check_writable(path)

@@ -160,6 +160,29 @@ def test_a_layer_made_from_a_convolution_keeps_its_geometry(rank):
     assert same(x).shape[2:] == x.shape[2:]
 
 
+def normed(layer):
+    return torch.nn.utils.parametrizations.weight_norm(layer)
+
+
+@pytest.mark.parametrize("given", [
+    nn.ConvTranspose2d(3, 3, 3), nn.Conv1d(3, 4, 3), nn.Linear(3, 4), nn.LazyConv2d(4, 3), CompactConv2d(3, 4, 3),
+    normed(nn.Conv2d(3, 4, 3)), None,
+], ids=lambda given: type(given).__name__)  # fmt: skip
+def test_what_is_no_plain_convolution_is_refused(given):
+    """It would be taken for another layer than it is."""
+    with pytest.raises(TypeError, match=r"conv must be an nn\.Conv2d itself"):
+        CompactConv2d.from_conv(given)
+    if type(given) is not nn.Linear:
+        with pytest.raises(TypeError, match=r"linear must be an nn\.Linear itself"):
+            CompactLinear.from_linear(given)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_a_weight_that_a_hook_computes_is_refused():
+    with pytest.raises(TypeError, match="conv's weight is computed by a hook"):
+        CompactConv2d.from_conv(torch.nn.utils.weight_norm(nn.Conv2d(3, 4, 3)))
+
+
 def test_subclasses_make_their_own_kind():
     class Mine(CompactConv2d):
         pass

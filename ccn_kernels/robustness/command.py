@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import typing
 from dataclasses import fields, replace
@@ -138,6 +139,20 @@ def count(text: str) -> int:
     return value
 
 
+def none_or_count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return value
+
+
+def radius(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, and finite, got {text}")
+    return value
+
+
 def with_extra(command: Any) -> Any:
     def run(args: argparse.Namespace) -> None:
         try:
@@ -178,9 +193,16 @@ def loading(args: argparse.Namespace, image_size: int) -> dict[str, Any]:
     return {"image_size": image_size, "workers": args.workers, "on_corrupt": args.on_corrupt}
 
 
+def without_files(args: argparse.Namespace) -> None:
+    if args.data is not None:
+        raise ValueError(f"--data {args.data}: the network is of scikit-learn's digits, which need no files")
+
+
 def _dataset(name: str, args: argparse.Namespace, image_size: int) -> Any:
     from . import data
 
+    if name in ("digits", "digits32"):
+        without_files(args)
     return data.load(name, args.data, device_of(args), **(loading(args, image_size) if name == "folder" else {}))
 
 

@@ -85,12 +85,18 @@ def _alone(model: nn.Module, images: Tensor, logits: Tensor) -> None:
 
 
 def _differentiable(model: nn.Module, images: Tensor) -> None:
-    images = images[:2].clone().requires_grad_()
-    if not model(images).requires_grad:
+    if gradient(model, images[:2]) is None:
         raise ValueError(
-            "logits carry no gradient back to the images (a detach, NumPy or no_grad inside?): attacks by gradients "
-            "would do nothing, and the network would look robust"
+            "logits carry no gradient back to the images (a threshold, a detach, NumPy or no_grad inside?): "
+            "attacks by gradients would do nothing, and the network would look robust"
         )
+
+
+def gradient(model: nn.Module, images: Tensor) -> Tensor | None:
+    """Of the logits' sum by the images; None where there is none."""
+    images = images.clone().requires_grad_()
+    logits = model(images)
+    return torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] if logits.requires_grad else None
 
 
 def _in_range(model: nn.Module, images: Tensor, labels: Tensor) -> None:

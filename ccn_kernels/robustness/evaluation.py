@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..files import write
+from ..files import check_writable, write
 from .attacks import Attack, Outcome, Transfer, exact, gradient_is_zero, predictions
 from .data import Split, fitting, mixed
 
@@ -75,6 +75,8 @@ def evaluate(
     end = len(split) if count is None else min(len(split), skip + count)
     order: Sequence[int] = range(skip, end) if among is None else among.tolist()
     outcome, done = _read(path, identity)
+    if done < len(order):
+        check_writable(folder)
     size = fitting(attack.batch_size, split.shape)
     batches = split.batches(order[done:], size) if done < len(order) else ()
     title = f"{run.title} {attack.name}"

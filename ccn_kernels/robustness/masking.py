@@ -25,7 +25,6 @@ SUSPICIOUS, MASKED = 5.0, 15.0
 SATURATED, DEAD = 17.0, 88.0  # margins from which float32 loses the right class's gradient, and all of it
 ATHALYE = "Athalye, Carlini, Wagner, 2018: Obfuscated Gradients Give a False Sense of Security"
 CARLINI = "Carlini et al., 2019: On Evaluating Adversarial Robustness"
-CROCE = "Croce, Hein, 2020: Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Attacks"
 WAGNER = "Carlini, Wagner, 2017: Towards Evaluating the Robustness of Neural Networks"
 
 
@@ -178,7 +177,7 @@ def _black_against_one_step(probe: Probe) -> Row:
     for attack in (each.name for each in probe.worst.plan.black_box):
         for epsilon, held in probe.worst.alone[attack].items():
             black, one = percent(held), percent(probe.worst.alone[FGSM][epsilon][: len(held)])
-            numbers |= {f"{attack}, ε = {epsilon:.3g}": black, f"FGSM there, ε = {epsilon:.3g}": one}
+            numbers |= {f"{attack}, ε = {epsilon:.3g}": black, f"FGSM on {attack}'s images, ε = {epsilon:.3g}": one}
             gap = max(gap, one - black)
     why = (
         f"A black box takes {gap:.1f} points more than FGSM does." if gap > 0 else "No black box takes more than FGSM."

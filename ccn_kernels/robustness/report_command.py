@@ -6,7 +6,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .command import add_machine, add_tree, count, device_of, epsilon, loading, one_process, with_extra
+from .command import (
+    add_machine,
+    add_tree,
+    count,
+    device_of,
+    epsilon,
+    loading,
+    none_or_count,
+    one_process,
+    radius,
+    with_extra,
+    without_files,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -23,12 +35,18 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/report; what is there is gone on with")
     parser.add_argument("--count", type=count, default=1000, metavar="N", help="the first N test images (1000)")
     parser.add_argument(
-        "--black-box", type=int, default=100, metavar="N", help="images for Square and transfer; 0: none"
+        "--black-box",
+        type=none_or_count,
+        default=100,
+        metavar="N",
+        help="images for Square and transfer (100); 0: none",
     )
     parser.add_argument("--queries", type=count, default=500, metavar="N", help="of Square, for each image (500)")
-    parser.add_argument("--hops", type=int, default=10, metavar="N", help="images for HopSkipJump; 0: none")
+    parser.add_argument(
+        "--hops", type=none_or_count, default=10, metavar="N", help="images for HopSkipJump (10); 0: none"
+    )
     parser.add_argument("--epsilons", type=epsilon, nargs="+", metavar="E", help="L-infinity radii, like 0.1 or 8/255")
-    parser.add_argument("--l2", type=float, nargs="*", metavar="E", help="L2 radii; none leaves L2 out")
+    parser.add_argument("--l2", type=radius, nargs="*", metavar="E", help="L2 radii; none leaves L2 out")
     parser.add_argument("--seed", type=int, default=0)
     add_machine(parser)
     add_tree(parser)
@@ -64,10 +82,12 @@ def _subjects(args: argparse.Namespace, device: str) -> tuple[Any, list[Any]]:
     if args.model is not None:
         found.append(own.load(args.model, args.weights, device))
     if names == {"digits"} or names == {"digits32"}:
+        without_files(args)
         return load(names.pop(), None, device), found
     if args.data is None:
         raise ValueError("data folder must be given (--data DIR)")
-    return own.dataset(args.data, device, **loading(args, args.image_size)), found
+    sizes = {one.record["data"]["shape"][1] for one in found[: len(args.networks)]}  # that trees are cut to
+    return own.dataset(args.data, device, **loading(args, max(sizes, default=args.image_size))), found
 
 
 def _radii(args: argparse.Namespace, channels: int) -> dict[str, tuple[float, ...]]:

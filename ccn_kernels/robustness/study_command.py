@@ -6,7 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .command import add_machine, add_schedule, changes, count, device_of, epsilon, one_process, with_extra
+from .command import (
+    add_machine,
+    add_schedule,
+    changes,
+    count,
+    device_of,
+    epsilon,
+    none_or_count,
+    one_process,
+    with_extra,
+)
 from .config import METHODS, TRAININGS
 
 FILES = ("digits", "mnist", "cifar10")
@@ -31,7 +41,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--epsilons", type=epsilon, nargs="+", metavar="E",
                         help="L-infinity radii, like 0.1 or 8/255; adversarial training takes the largest")  # fmt: skip
     parser.add_argument("--count", type=count, default=1000, metavar="N", help="the first N test images (1000)")
-    parser.add_argument("--black-box", type=int, default=50, metavar="N", help="of them, those that Square sees (50)")
+    parser.add_argument(
+        "--black-box", type=none_or_count, default=50, metavar="N", help="of them, those that Square sees (50)"
+    )
     add_machine(parser)
     add_schedule(parser, but=("adversarial_epsilon", "label_smoothing", "seed"))
     parser.set_defaults(run=with_extra(_study))
@@ -48,6 +60,10 @@ def _study(args: argparse.Namespace) -> None:
     settings = study.Settings(radii, args.count, args.black_box, changes=changes(args))
     traded = {"alpha": args.alphas, "delta": args.deltas, "label_smoothing": args.smoothings}
     chosen = study.kinds(args.methods, args.trainings, {name: values for name, values in traded.items() if values})
+    if not chosen:
+        raise ValueError("a network must be given: --methods, or CCN with --alphas, --deltas or --smoothings")
     out = args.out or Path("runs") / "study"
     print(study.run(chosen, args.seeds, dataset, settings, out, device), end="\n\n")
-    print(f"wrote {out / dataset.name / 'study'}.md, .json, .png")
+    summary = out / dataset.name / "study"
+    written = [suffix for suffix in (".md", ".json", ".png") if summary.with_suffix(suffix).exists()]
+    print(f"wrote {summary}{', '.join(written)}")

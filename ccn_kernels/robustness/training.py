@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .. import models
 from ..env_report import report
-from ..files import write
+from ..files import check_writable, write
 from ..scales import COMPACT
 from . import adversarial, graphed, runs
 from .config import TrainConfig
@@ -59,6 +59,7 @@ def train(
         training = _Training(network, data, config, device, rank, count)
         progress = folder / PROGRESS
         training.load(progress, identity)
+        check_writable(folder)
         training.run(lambda: training.save(progress, identity) if rank == 0 else None)
         record = {**identity, **training.record(), "environment": report()}
         if rank == 0:
@@ -316,7 +317,7 @@ class _Training:
             same = _same(found, identity)
             if same and count == self.count:
                 self._restore(state)
-        except (*runs.FOREIGN, pickle.UnpicklingError) as error:
+        except (*runs.FOREIGN, OSError, pickle.UnpicklingError) as error:  # torch.load seeks where nothing is
             raise ValueError(f"{path} is damaged ({error}): delete it to start again") from error
         if not same:
             raise ValueError(

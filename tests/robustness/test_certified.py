@@ -154,7 +154,9 @@ def test_the_report_fails_where_an_attack_contradicts_a_proof(linear, tmp_path, 
     for norm in NORMS:
         pairs = zip(found["certified"]["hybrid"][norm], found["attacked"][norm], strict=True)
         assert all(0 < certified < attacked for certified, attacked in pairs)
-    monkeypatch.setattr(certified_report, "certified_radius", lambda *args, **options: torch.ones(4).double())
+    monkeypatch.setattr(
+        certified_report, "certified_radius", lambda model, images, *rest, **options: torch.ones(len(images)).double()
+    )
     with pytest.raises(RuntimeError, match="PGD succeeds within the certified linf radius of images"):
         certified_report.measure(*linear, 4, ["interval"], tmp_path / "certified.json")
 

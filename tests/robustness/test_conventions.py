@@ -62,6 +62,13 @@ def test_logits_that_depend_on_the_batch_are_named():
 
 def test_gradients_that_do_not_reach_the_images_are_named():
     refused(Brightest(lambda logits: logits.detach()), "carry no gradient")
+    learned = torch.nn.Conv2d(3, 3, 1)  # has gradients of its own
+    refused(torch.nn.Sequential(Binary(), learned, torch.nn.AvgPool2d(8), torch.nn.Flatten()), "carry no gradient")
+
+
+class Binary(torch.nn.Module):
+    def forward(self, images):
+        return (images > 0.5).float()
 
 
 @pytest.mark.parametrize(("change", "match"), [

@@ -120,6 +120,18 @@ def test_verdicts_follow_the_gap(gap, verdict):
     assert masking.by_gap(gap) == verdict
 
 
+def test_what_is_said_of_black_boxes_follows_from_the_numbers(plain, tmp_path):
+    """FGSM's accuracy is of the images that each black box saw, fewer for a slow one."""
+    row = rows(*plain, tmp_path)["black box against FGSM"]
+    black = {name: value for name, value in row.numbers.items() if not name.startswith("FGSM on ")}
+    gaps = []
+    for name, value in black.items():
+        attack, radius = name.split(", ε")
+        gaps.append(row.numbers[f"FGSM on {attack}'s images, ε{radius}"] - value)
+    assert len(row.numbers) == 2 * len(black)
+    assert (f"takes {max(gaps):.1f} points more" in row.why) == (max(gaps) > 0)
+
+
 def test_a_network_that_is_never_right_has_no_margins(plain, tmp_path):
     model, split = plain
     wrong = TensorSplit(split.images, (model(split.images).argmax(1) + 1) % 10, "cpu")

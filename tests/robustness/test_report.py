@@ -1,6 +1,8 @@
 """The report: what it says, that it loads nothing, and that it is gone on with."""
 
+import importlib
 import json
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -96,7 +98,9 @@ def test_json_and_markdown_hold_the_same_numbers(made):
     transfers = [
         line for network in found["networks"] for line in network["attacks"]["linf"] if "transfer" in line["title"]
     ]
-    assert [line["settings"]["digests"] for line in transfers] == [["digest 1"], ["digest 0"]]
+    assert [line["settings"]["digests"] for line in transfers] == [
+        [other["weights"]] for other in reversed(found["networks"])
+    ]
     assert found["settings"]["epsilons"]["linf"] == [0.05, 0.1]
 
 
@@ -205,8 +209,37 @@ def test_a_user_s_own_network_is_judged(tree, tmp_path, capsys, suffix):
     (network,) = json.loads((tmp_path / "out" / "report.json").read_text())["networks"]
     assert (network["title"], network["clean"]) == ("make", 100)
     assert network["training"] == {}
-    assert own.load(target, weights).digest == network["weights"]
-    assert own.load(target).digest != network["weights"]
+    assert own.load(target, weights).digest != own.load(target).digest
+
+
+def test_a_network_whose_code_has_changed_is_judged_anew(tree, tmp_path, capsys, monkeypatch):
+    """Wherever that code lies: here in a module that the factory's file imports."""
+    monkeypatch.syspath_prepend(tmp_path)
+    helper = tmp_path / "prepared.py"
+    path = tmp_path / "importing.py"
+    path.write_text("import torch, prepared\n\ndef make():\n    return prepared.Net()\n")
+    digests = []
+    for offset in (-0.5, 5.0, 5.0):
+        helper.write_text(
+            "import torch\n\nclass Net(torch.nn.Module):\n    def forward(self, x):\n"
+            f"        score = x.mean((1, 2, 3)) + {offset}\n        return torch.stack([score, -score], 1)\n"
+        )
+        for name in ("prepared", "importing"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        succeeds(capsys, "report", "--model", f"{path}:make", "--data", tree, "--image-size", 16, *SMALL,
+                 "--out", tmp_path / "out")  # fmt: skip
+        (network,) = json.loads((tmp_path / "out" / "report.json").read_text())["networks"]
+        digests.append((network["weights"], network["clean"]))
+    assert digests[1] == digests[2]
+    assert [clean for _, clean in digests] == [100, 50, 50]
+
+
+def test_files_for_networks_of_the_digits_are_refused(tmp_path, capsys):
+    succeeds(capsys, "train", "--epochs", 1, "--batch-size", 200, "--out", tmp_path / "sm")
+    for command in ("report", "attack", "certify"):
+        assert "which need no files" in fails(capsys, command, tmp_path / "sm", "--data", tmp_path)
 
 
 def test_what_is_wrong_with_a_user_s_network_is_said(tree, tmp_path, capsys):

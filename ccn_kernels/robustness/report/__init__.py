@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...env_report import report as environment
-from ...files import write, write_json
-from .. import contract, masking
+from ...files import check_writable, write, write_json
+from .. import contract, masking, own
 from ..data import Dataset
 from ..evaluation import Subject
 from . import collect, markdown, page
@@ -36,6 +36,8 @@ def run(subjects: Sequence[Subject], data: Dataset, settings: Settings, out: Pat
             contract.check(subject.model, images, labels, data.classes)
         except ValueError as error:
             raise ValueError(f"{subject.title}: {error}") from error
+    check_writable(out)
+    subjects = [own.told_apart(each, images[:8]) if isinstance(each, own.Own) else each for each in subjects]
     judged = []
     for subject in subjects:
         others = [other for other in subjects if other is not subject]
