@@ -43,8 +43,9 @@ class ConversionReport:
     def __str__(self) -> str:
         fused = f"\n  with the ReLU that follows: {', '.join(self.fused)}" if self.fused else ""
         kept = "".join(f"\n  kept {name}: {reason}" for name, reason in self.kept.items())
-        names = ", ".join(self.converted) if self.converted else "none"
-        return f"converted {len(self.converted)} layers: {names}{fused}{kept}"
+        names = ", ".join(name or "the model itself" for name in self.converted) if self.converted else "none"
+        layers = "layer" if len(self.converted) == 1 else "layers"
+        return f"converted {len(self.converted)} {layers}: {names}{fused}{kept}"
 
 
 def to_compact(

@@ -94,6 +94,11 @@ def evaluate(
     return {key: part[outcome["index"] < end] for key, part in outcome.items()}
 
 
+def percent(flags: Tensor) -> float:
+    """100 where all are true; NaN of none."""
+    return 100 * flags.double().mean().item()
+
+
 def accuracy(outcome: Outcome) -> Tensor:
     """Accuracy in percent [epsilons], or a scalar: images that were wrong before the attack stay errors."""
     right = outcome["right"]

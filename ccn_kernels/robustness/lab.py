@@ -11,7 +11,7 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ..files import write
 from . import data, evaluation, substitute, tree, worst
@@ -104,11 +104,11 @@ class Lab:
         if cell.attack == "minimum":
             return self._minimum(cell, run)
         outcome = self.outcome(cell, run)
-        notes = {"zero gradients": _percent(outcome["zero_gradient"])}
+        notes = {"zero gradients": evaluation.percent(outcome["zero_gradient"])}
         if "agrees" in outcome:
-            notes["agreement"] = _percent(outcome["agrees"])
+            notes["agreement"] = evaluation.percent(outcome["agrees"])
         if outcome["fooled"].dim() == 1:
-            notes["success"] = _percent(outcome["fooled"][outcome["right"]])
+            notes["success"] = evaluation.percent(outcome["fooled"][outcome["right"]])
         return Measured(_value(cell, outcome), len(outcome["right"]), notes, _held(cell, outcome))
 
     def _minimum(self, cell: Cell, run: Run) -> Measured:
@@ -164,7 +164,7 @@ def _value(cell: Cell, outcome: Outcome) -> float:
     if cell.metric in ("rho_adv", "robustness_pct"):
         return evaluation.robustness(outcome) * (100 if cell.metric == "robustness_pct" else 1)
     if cell.metric == "success_pct":
-        return _percent(outcome["fooled"][outcome["right"]])
+        return evaluation.percent(outcome["fooled"][outcome["right"]])
     if cell.metric == "mean_l2_distance":
         return outcome["distance"][outcome["fooled"]].double().mean().item()
     return evaluation.accuracy(outcome)[_epsilons(cell.dataset, cell.attack).index(cell.epsilon)].item()
@@ -182,7 +182,3 @@ def _epsilons(dataset: str, attack: str) -> tuple[float, ...]:
     """Every radius that any table has for an attack: one evaluation serves them all."""
     found = (cell for table in TABLES for cell in cells(table) if (cell.dataset, cell.attack) == (dataset, attack))
     return tuple(sorted({cell.epsilon for cell in found}))
-
-
-def _percent(flags: Tensor) -> float:
-    return 100 * flags.double().mean().item()

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from . import probes
 from .attacks import exact
+from .evaluation import percent
 from .sized import Noise, Sized
 from .strong import RestartedPGD
-from .worst import Worst, percent
+from .worst import Worst
 
 FGSM, PGD = "fgsm-linf", "pgd-ce-linf"  # which every plan has
 VERDICTS = ("holds", "suspicious", "masked")

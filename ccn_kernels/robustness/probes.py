@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import losses
 from .attacks import gradient_is_zero, predictions
+from .evaluation import percent
 from .sized import OneStep
 
 SCALES = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -39,7 +40,7 @@ def in_float64(model: nn.Module) -> nn.Module | None:
 
 def zero_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share in percent whose cross-entropy has a gradient of exactly zero."""
-    return _percent(gradient_is_zero(model, images, labels))
+    return percent(gradient_is_zero(model, images, labels))
 
 
 def margins(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ def margins(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def one_step(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, loss: str = "ce") -> float:
     """Accuracy in percent under FGSM."""
     fooled = OneStep((epsilon,), loss=loss)(model, images, labels)["fooled"][:, 0]
-    return _percent((predictions(model, images) == labels) & ~fooled)
+    return percent((predictions(model, images) == labels) & ~fooled)
 
 
 def one_step_in_float64(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> float | None:
@@ -65,7 +66,7 @@ def one_step_in_float64(model: nn.Module, images: Tensor, labels: Tensor, epsilo
     except RuntimeError:  # of a network that narrows inside
         return None
     held = (predictions(model, crafted.clamp(0, 1)) == labels) & (predictions(model, images) == labels)
-    return _percent(held)
+    return percent(held)
 
 
 def by_scale(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> dict[float, float]:
@@ -98,7 +99,3 @@ def gradient_error(model: nn.Module, images: Tensor, labels: Tensor) -> float | 
         largest = torch.maximum(measured.abs(), told.abs()).clamp(min=1e-12)
         errors.append(torch.where((measured == 0) & (told == 0), 1.0, (measured - told).abs() / largest))
     return torch.cat(errors).median().item()
-
-
-def _percent(flags: Tensor) -> float:
-    return 100 * flags.double().mean().item()

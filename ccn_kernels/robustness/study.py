@@ -20,6 +20,7 @@ from ..files import read_json, write_json
 from . import summary, worst
 from .config import ARCHITECTURE_OF, METHODS, SCHEDULES, TRAININGS, TrainConfig
 from .data import Dataset
+from .evaluation import percent
 from .runs import Network, Run, folder_name
 from .training import DivergedError, train
 from .worst import Worst
@@ -197,9 +198,9 @@ def _row(task: Task, trained: Run, found: Worst, judged: dict[str, Any]) -> dict
         "seconds": trained.record["seconds"],
         "weights_sha256": trained.digest,
         "environment": trained.record["environment"],
-        "clean": worst.percent(found.right),
+        "clean": percent(found.right),
         "minimum": list(found.minimum.values()),  # by radius
-        "white_box": [worst.percent(held) for held in found.white.values()],
+        "white_box": [percent(held) for held in found.white.values()],
         "fgsm": list(found.lines[0].alone.values()),
         "attacks": [asdict(line) for line in found.lines],
     }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import losses
 from .attacks import Attack, Outcome, sized_for
 from .data import Split
-from .evaluation import Subject, evaluate, images_per_second, settings
+from .evaluation import Subject, evaluate, images_per_second, percent, settings
 from .least import LeastChange
 from .sized import OneStep, Sized, first_to_fool
 from .strong import APGD, BestTransfer, RestartedPGD, Square, TargetedAPGD
@@ -136,11 +136,6 @@ def holds(outcome: Outcome, attack: Attack, epsilon: float) -> Tensor:
     else:
         fooled = fooled[:, attack.epsilons.index(epsilon)]  # type: ignore[attr-defined]
     return outcome["right"] & ~fooled
-
-
-def percent(flags: Tensor) -> float:
-    """100 where all are true; NaN of none."""
-    return 100 * flags.double().mean().item()
 
 
 def _begin(plan: Plan, outcome: Outcome) -> Worst:

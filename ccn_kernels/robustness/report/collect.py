@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import masking, paper, worst
 from ..attacks import exact, predictions
 from ..data import Dataset, fitting
-from ..evaluation import Subject
+from ..evaluation import Subject, percent
 from ..masking import Probe, Row
 from ..worst import Worst
 
@@ -84,7 +84,7 @@ class Judgement:
             "paper": {"fgsm": self.printed},
             "minimum": {norm: found.minimum for norm, found in self.worst.items()},
             "white-box minimum": {
-                norm: {epsilon: worst.percent(held) for epsilon, held in found.white.items()}
+                norm: {epsilon: percent(held) for epsilon, held in found.white.items()}
                 for norm, found in self.worst.items()
             },
             "attacks": attacks,
@@ -108,7 +108,7 @@ def judge(subject: Subject, others: Sequence[Subject], data: Dataset, settings: 
         title=subject.title,
         digest=subject.digest,
         record={key: record[key] for key in ("network", "config", "test_accuracy", "seconds") if key in record},
-        clean=worst.percent(found["linf"].right),
+        clean=percent(found["linf"].right),
         worst=found,
         rows=rows,
         printed=_printed(subject.title, data.name, settings.epsilons["linf"]),

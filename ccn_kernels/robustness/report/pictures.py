@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from .. import figures, worst
+from .. import figures
+from ..evaluation import percent
 from .collect import Judgement
 
 # Okabe and Ito's, as all our pictures; markers and dashes for those who see no colour
@@ -59,7 +60,7 @@ def _lines(judged: Judgement, norm: str) -> Iterator[Curve]:
             yield Curve(line.title + few, line.alone, {"color": color, "marker": marker, "linestyle": dashes})
     if norm == "linf" and judged.printed:
         yield Curve("FGSM, the paper's", judged.printed, {"color": "#D55E00", "marker": "P", "linestyle": ":"})
-    white = {epsilon: worst.percent(held) for epsilon, held in found.white.items()}
+    white = {epsilon: percent(held) for epsilon, held in found.white.items()}
     yield Curve("minimum, gradients", white, {"color": "#555555", "linestyle": "-.", "linewidth": 2})
     yield Curve("minimum over all", found.minimum, {"color": "#000000", "marker": "o", "linewidth": 2.5})
 
