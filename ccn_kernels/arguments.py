@@ -6,7 +6,6 @@ Errors are of the class that ``F.conv2d`` raises for the same mistake, and name 
 from __future__ import annotations
 
 import math
-import numbers
 import operator
 from typing import Any, NamedTuple
 
@@ -82,7 +81,7 @@ def resolve(
 
 
 def check_delta(delta: float) -> None:
-    if not isinstance(delta, numbers.Real):
+    if not isinstance(delta, (int, float)):
         raise TypeError(f"delta must be a number, got {type(delta).__name__}")
     if not 0 <= delta < math.inf:  # NaN fails too
         raise ValueError(f"delta must be a finite number >= 0, got {delta}")

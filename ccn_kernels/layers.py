@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import numbers
 from collections.abc import Callable
 from typing import Any, Self
@@ -33,8 +34,10 @@ class _Compact(nn.Module):
     def _add_scale(
         self, alpha: float, learn_alpha: bool, delta: float, activation: str | None, backend: str | None
     ) -> None:
-        if not isinstance(alpha, (numbers.Real, Tensor)):  # float() would read a string
+        if isinstance(alpha, bool) or not isinstance(alpha, (numbers.Real, Tensor)):  # float() would read a string
             raise TypeError(f"alpha must be a number, got {alpha!r}")
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha must be finite, got {alpha}")
         check_delta(delta)
         check_activation(activation)
         if backend is not None:

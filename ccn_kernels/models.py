@@ -6,6 +6,7 @@ library accepts them unchanged.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
 from torch import Tensor, nn
@@ -82,6 +83,8 @@ def vgg11(
 
 
 def _scaled(width: float, *channels: int) -> tuple[int, ...]:
+    if not 0 < width < math.inf:
+        raise ValueError(f"width must be positive and finite, got {width}")
     return tuple(max(1, round(width * count)) for count in channels)
 
 

@@ -301,11 +301,13 @@ def test_backend_and_settings_are_checked_at_construction(compact, plain):
         ({"activation": "gelu"}, "activation"),
         ({"delta": -0.1}, "delta"),
         ({"delta": float("nan")}, "delta"),
+        ({"alpha": float("nan")}, "alpha"),
     ):
         with pytest.raises(ValueError, match=name):
             build(compact, **settings)
-    with pytest.raises(TypeError, match="alpha"):
-        build(compact, alpha="1")
+    for alpha in ("1", True):
+        with pytest.raises(TypeError, match="alpha"):
+            build(compact, alpha=alpha)
 
 
 def test_layers_train(backend):

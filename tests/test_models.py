@@ -137,6 +137,8 @@ def test_unknown_names_are_value_errors(make):
             make("sm", compact_layer=place)
     with pytest.raises(ValueError, match="padding"):
         models.paper_mnist_cnn("sm", padding="full")
+    with pytest.raises(ValueError, match="width"):
+        make("sm", width=0)
 
 
 def test_vgg11_takes_other_images_and_classes():
