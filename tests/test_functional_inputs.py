@@ -305,7 +305,6 @@ def test_strided_pointwise_kernels(backend, settings, formats, dtype):
     results = problem.run(backend)
     problems.assert_accurate(problem, results)
     if dtype == torch.float32:
-        torch.set_num_threads(2)  # on one, ATen's 3-D convolution forgets channels_last
         expected = problems.CONVS[problem.rank](problem.input, problem.weight, **problem.geometry)
         problems.assert_laid_out_alike(results["output"], expected)
 
