@@ -134,8 +134,10 @@ def spreads(path: Path, title: str, radii: Sequence[float], panels: Mapping[str,
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(0.6 + 4.8 * columns, 0.6 + 3.8 * rows), layout="constrained")
     figure.suptitle(title, wrap=True)
-    others = [name for lines in panels.values() for name in lines if name not in STYLES]
-    styles = {**STYLES, **{name: (color, "o") for name, color in zip(others, cycle(CLASSES), strict=False)}}
+    mixed = [lines for lines in panels.values() if not lines.keys() <= STYLES.keys()]
+    taken = {STYLES[name][0] for lines in mixed for name in lines if name in STYLES}
+    free = cycle([color for color in CLASSES if color not in taken])
+    styles = {**STYLES, **{name: (next(free), "o") for lines in mixed for name in lines if name not in STYLES}}
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis in axes[len(panels) :]:
         axis.remove()
