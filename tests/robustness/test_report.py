@@ -233,7 +233,7 @@ def test_a_network_whose_code_has_changed_is_judged_anew(tree, tmp_path, capsys,
         (network,) = json.loads((tmp_path / "out" / "report.json").read_text())["networks"]
         digests.append((network["weights"], network["clean"]))
     assert digests[1] == digests[2]
-    assert [clean for _, clean in digests] == [100, 50, 50]
+    assert [clean for _, clean in digests] == [100, 25, 25]  # one of the four images that are judged is bright
 
 
 def test_files_for_networks_of_the_digits_are_refused(tmp_path, capsys):
