@@ -11,25 +11,18 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from . import layers
-from .arguments import DTYPES
+from .plain import PLAIN, kind, why_not
 from .scales import COMPACT, calibrate, compact_layers, param_groups, shardable
 
 __all__ = ["ConversionReport", "calibrate", "compact_layers", "param_groups", "shardable", "to_compact"]
 
 logger = logging.getLogger("ccn_kernels")
 
-_COMPACT_OF: dict[type[nn.Module], Any] = {
-    nn.Conv1d: layers.CompactConv1d,
-    nn.Conv2d: layers.CompactConv2d,
-    nn.Conv3d: layers.CompactConv3d,
-    nn.Linear: layers.CompactLinear,
-}
-_PLAIN = tuple(_COMPACT_OF)
+_COMPACT: tuple[Any, ...] = (layers.CompactConv1d, layers.CompactConv2d, layers.CompactConv3d, layers.CompactLinear)
+_COMPACT_OF: dict[type[nn.Module], Any] = dict(zip(PLAIN, _COMPACT, strict=True))
 
 
 @dataclass
@@ -131,7 +124,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _could_be(module: nn.Module) -> bool:
-    return isinstance(module, (*_PLAIN, nn.MultiheadAttention))
+    return isinstance(module, (*PLAIN, nn.MultiheadAttention))
 
 
 def _patterns(argument: str, value: str | Iterable[str] | None, model: nn.Module) -> list[str] | None:
@@ -156,7 +149,7 @@ def _reason_to_keep(
     if isinstance(module, COMPACT):
         return "it is compact already"
     if not _could_be(module):
-        return f"{_kind(module)} is neither nn.Conv*d nor nn.Linear" if _looks_alike(module) else ""
+        return f"{kind(module)} is neither nn.Conv*d nor nn.Linear" if _looks_alike(module) else ""
     if only is not None and not _matching(names, only):
         return "`only` does not name it"
     if skip is not None and (named := _matching(names, skip)):
@@ -166,28 +159,7 @@ def _reason_to_keep(
         return "attention reads its projections' weights itself, so compact layers inside would have no effect"
     if any(isinstance(parent, nn.TransformerEncoderLayer) for parent in parents):
         return "nn.TransformerEncoderLayer reads its weights itself in evaluation"
-    return _reason_in_itself(module)
-
-
-def _reason_in_itself(module: nn.Module) -> str | None:
-    weight = module._parameters.get("weight")
-    if parametrize.is_parametrized(module):
-        return "it is parametrised: remove the parametrisation first"
-    if isinstance(module, LazyModuleMixin):
-        return f"{_kind(module)} does not know its shape yet: run the model once first"
-    if type(module) not in _PLAIN:
-        return f"{_kind(module)} is a subclass whose behaviour is not known"
-    if weight is None:
-        return "its weight is computed by a hook (weight or spectral norm): remove it first"
-    if weight.dtype not in DTYPES:
-        return f"its weight is {weight.dtype}"
-    if vars(module).keys() & {"forward", "_conv_forward"}:
-        return "its forward was replaced, on this one object"
-    return None
-
-
-def _kind(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    return why_not(module)
 
 
 def _looks_alike(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,12 @@ def check_writable(folder: Path) -> None:
     Raises:
         OSError: the folder cannot be made, or written to; the message names it.
     """
-    write(folder / "writable", lambda temporary: None)
-    (folder / "writable").unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: {error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:

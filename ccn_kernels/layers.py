@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import backends, functional, reference
 from .arguments import check_activation, check_delta, resolve
+from .plain import PLAIN, why_not
 from .spec import norm_dtype
 
 logger = logging.getLogger("ccn_kernels")
@@ -184,7 +185,7 @@ class _CompactConv(_Compact):
             TypeError: ``conv`` is no plain convolution of this rank: another layer, a subclass, or one whose weight is
                 computed.
         """
-        _check_plain("conv", conv, next(plain for plain in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if issubclass(cls, plain)))
+        _check_plain("conv", conv, cls)
         layer = cls(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
             conv.groups, conv.bias is not None, conv.padding_mode, device="meta",
@@ -192,11 +193,13 @@ class _CompactConv(_Compact):
         return _share(layer, conv, alpha, learn_alpha, delta, activation, backend)
 
 
-def _check_plain(name: str, given: Any, plain: type[nn.Module]) -> None:
-    if type(given) is not plain:  # a subclass may compute something else
-        raise TypeError(f"{name} must be an nn.{plain.__name__} itself, got {type(given).__name__}")
-    if given._parameters.get("weight") is None:
-        raise TypeError(f"{name}'s weight is computed by a hook (weight or spectral norm): remove it first")
+def _check_plain(name: str, given: Any, cls: type[nn.Module]) -> None:
+    expected = next(plain for plain in PLAIN if issubclass(cls, plain))
+    if not isinstance(given, expected):
+        raise TypeError(f"{name} must be an nn.{expected.__name__}, got {type(given).__name__}")
+    reason = why_not(given)
+    if reason is not None:
+        raise TypeError(f"{name} must be a plain nn.{expected.__name__}: {reason}")
 
 
 def _share(layer, plain, alpha, learn_alpha, delta, activation, backend):
@@ -279,6 +282,6 @@ class CompactLinear(_Compact, nn.Linear):
         Raises:
             TypeError: ``linear`` is no plain ``nn.Linear``: another layer, a subclass, or one whose weight is computed.
         """
-        _check_plain("linear", linear, nn.Linear)
+        _check_plain("linear", linear, cls)
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         return _share(layer, linear, alpha, learn_alpha, delta, activation, backend)

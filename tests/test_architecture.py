@@ -61,9 +61,10 @@ ALLOWED = {
     "autograd": {"known", "ops", "reference", "spec"},
     "losses": {"reference"},
     "functional": {"autograd", "backends", "known", "reference", "arguments", "losses"},
-    "layers": {"functional", "reference", "arguments", "backends", "spec"},
+    "plain": {"arguments"},
+    "layers": {"functional", "reference", "arguments", "backends", "plain", "spec"},
     "scales": {"layers"},
-    "convert": {"arguments", "layers", "scales"},
+    "convert": {"layers", "plain", "scales"},
     "models": {"layers"},
     "env_report": {"backends", "backends.extension", "version", "_C"},
     "cli": {

@@ -41,7 +41,7 @@ def measure(run: Run, split: Split, count: int, methods: Sequence[str], path: Pa
     images = images.clamp(0, 1)
     identity = {"network": run.network.title, "weights": run.digest, "data": split.fingerprint, "images": len(images)}
     found = read_json(path)
-    if found is None or any(found.get(name) != value for name, value in identity.items()):
+    if not isinstance(found, dict) or any(found.get(name) != value for name, value in identity.items()):
         found = {**identity, **_attacked(run, images, labels), "certified": {}, "versions": _versions()}
     with tqdm(total=len(methods) * len(NORMS) * len(images), desc=run.network.title, unit="image") as bar:
         for method, norm in itertools.product(methods, NORMS):

@@ -76,7 +76,8 @@ def _subjects(args: argparse.Namespace, device: str) -> tuple[Any, list[Any]]:
     from .data import load
 
     found: list[Any] = [runs.load(path, device) for path in args.networks]
-    names = {one.record.get("data", {}).get("name") for one in found}
+    trained_on = [one.record.get("data", {}) for one in found]
+    names = {data.get("name") for data in trained_on}
     if len(names) > 1:
         raise ValueError(f"all networks must be of one data set, got {', '.join(sorted(map(str, names)))}")
     if args.model is not None:
@@ -86,7 +87,7 @@ def _subjects(args: argparse.Namespace, device: str) -> tuple[Any, list[Any]]:
         return load(names.pop(), None, device), found
     if args.data is None:
         raise ValueError("data folder must be given (--data DIR)")
-    sizes = {one.record["data"]["shape"][1] for one in found[: len(args.networks)]}  # that trees are cut to
+    sizes = [data["shape"][1] for data in trained_on if data]  # that trees are cut to
     return own.dataset(args.data, device, **loading(args, max(sizes, default=args.image_size))), found
 
 

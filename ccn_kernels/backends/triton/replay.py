@@ -202,8 +202,8 @@ def _record(operands: Operands, results: Sequence[Tensor], problem: Problem) -> 
                 continue
             for call in traced:
                 assert isinstance(call, Called)
-                operands_of = [parts[id(tensor)] for tensor in call.operands]
-                steps.append(Call(call.function, operands_of, [Buffer.like(tensor) for tensor in call.results]))
+                taken = [parts[id(tensor)] for tensor in call.operands]
+                steps.append(Call(call.function, taken, [Buffer.like(tensor) for tensor in call.results]))
                 for tensor in call.results:
                     parts[id(tensor)] = count
                     count += 1
