@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from . import env_report
+from .options import count
 from .version import __version__
 
 INTERRUPTED = 130  # the shell's code for a process that Ctrl-C stopped
@@ -71,17 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--data", metavar="DIR", help="where MNIST's IDX files lie")
     demo.add_argument("--out", metavar="DIR", type=Path, help="default: runs/demo-DATASET")
-    demo.add_argument("--epochs", type=_positive, help="default: 10 for digits, 3 for mnist")
+    demo.add_argument("--epochs", type=count, help="default: 10 for digits, 3 for mnist")
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_demo)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"must be positive, got {value}")
-    return value
 
 
 def _add_dtypes(parser: argparse.ArgumentParser) -> None:
@@ -92,9 +86,9 @@ def _add_dtypes(parser: argparse.ArgumentParser) -> None:
 
 def _add_layer(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("one layer of your own (default: the named ones)")
-    group.add_argument("--channels", nargs=2, type=_positive, metavar=("IN", "OUT"))
+    group.add_argument("--channels", nargs=2, type=count, metavar=("IN", "OUT"))
     for name, default in (("size", 1), ("batch", 256), ("kernel", 3), ("stride", 1), ("groups", 1), ("rank", 2)):
-        group.add_argument(f"--{name}", type=_positive, default=default)
+        group.add_argument(f"--{name}", type=count, default=default)
     group.add_argument("--padding", type=int, default=1)
     group.add_argument("--contiguous", action="store_true", help="not channels_last")
 

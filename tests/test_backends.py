@@ -13,8 +13,9 @@ import torch
 
 import ccn_kernels
 from ccn_kernels import CompactConv2d, CompactLinear, backends, env_report
-from ccn_kernels.backends import cpu, extension
+from ccn_kernels.backends import cpu, cuda, extension
 from ccn_kernels.functional import compact_conv2d, compact_linear
+from ccn_kernels.spec import ConvSpec
 
 NAMES = ("reference", "cpu", "cuda", "triton")
 
@@ -164,6 +165,23 @@ def test_gpus_too_old_for_the_cuda_kernels_get_the_reference(gpu, monkeypatch):
     assert backends.select(None, "cuda", torch.float64, 2) == "reference"
     with pytest.raises(RuntimeError, match=r"capability 8\.0, this GPU has 7\.5"):
         backends.select("cuda", "cuda", torch.float32, 2)
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_a_gpu_without_memory_is_pytorchs_error(name, monkeypatch):
+    """The stable ABI makes RuntimeErrors of all; training loops that halve the batch catch this one."""
+
+    def refuse(*call, **settings):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(extension, name, refuse)
+    said = "CUDA out of memory. Tried to allocate 9.00 GiB."
+    with pytest.raises(torch.OutOfMemoryError, match=said):
+        getattr(cuda, name)(ConvSpec((1,), (0,), (1,), 1, 0.01, False), None)
+    said = "grad has the wrong shape"
+    with pytest.raises(RuntimeError, match=said) as error:
+        getattr(cuda, name)(ConvSpec((1,), (0,), (1,), 1, 0.01, False), None)
+    assert error.type is RuntimeError
 
 
 def test_an_empty_variable_is_none_at_all(calls, monkeypatch):

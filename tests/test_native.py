@@ -8,6 +8,7 @@ import oracle
 import problems
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from ccn_kernels.backends import extension
 
@@ -165,3 +166,12 @@ def test_only_what_the_mask_asks_for_is_computed(mask):
     full, part = backward(problem, results, False), backward(problem, results, False, mask)
     for asked, one, two in zip(mask, part, full, strict=True):
         torch.testing.assert_close(one, two if asked else one.new_empty(0))
+
+
+def test_a_lack_of_memory_is_told_as_pytorch_tells_it():
+    images = torch.zeros(()).expand(1 << 38, 1, 1, 1)
+    told = torch.__version__ >= TorchVersion("2.13")  # to libraries; before, PyTorch prints it
+    message = "can't allocate memory: you tried to" if told else "API call failed"
+    with pytest.raises(RuntimeError, match=message) as error:
+        forward(images, torch.ones(64, 1, 1, 1))
+    assert ("API call failed" in str(error.value)) != told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,11 +43,19 @@ def _oldest_capability() -> tuple[int, int]:
 
 def forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`extension.forward`, in TF32 where PyTorch's setting allows it."""
-    *_, spec, _ = call
-    return extension.forward(*call, tf32=fp32_precision(spec) == "tf32", operators=OPERATORS)
+    return _run(extension.forward, call)
 
 
 def backward(*call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`extension.backward`, likewise."""
+    return _run(extension.backward, call)
+
+
+def _run(operator: Callable[..., Any], call: tuple[Any, ...]) -> Any:
     *_, spec, _ = call
-    return extension.backward(*call, tf32=fp32_precision(spec) == "tf32", operators=OPERATORS)
+    try:
+        return operator(*call, tf32=fp32_precision(spec) == "tf32", operators=OPERATORS)
+    except RuntimeError as error:  # the stable ABI knows no other type
+        if "out of memory" not in str(error):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from None

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from tabulate import tabulate
 from torch import Tensor
-from tqdm import tqdm
 
 from ..files import read_json, write_json
 from ..version import __version__
+from . import progress
 from .attacks import PGD, DeepFool, exact, predictions
 from .certified import NORMS, certified_radius
 from .data import Split
@@ -43,7 +43,7 @@ def measure(run: Run, split: Split, count: int, methods: Sequence[str], path: Pa
     found = read_json(path)
     if not isinstance(found, dict) or any(found.get(name) != value for name, value in identity.items()):
         found = {**identity, **_attacked(run, images, labels), "certified": {}, "versions": _versions()}
-    with tqdm(total=len(methods) * len(NORMS) * len(images), desc=run.network.title, unit="image") as bar:
+    with progress.bar(total=len(methods) * len(NORMS) * len(images), desc=run.network.title, unit="image") as bar:
         for method, norm in itertools.product(methods, NORMS):
             radii = found["certified"].setdefault(method, {}).setdefault(norm, [])
             bar.set_postfix_str(f"{method}, {TITLES[norm]}")

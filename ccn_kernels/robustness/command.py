@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import typing
 from dataclasses import fields, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from ..models import VARIANTS
+from ..options import count, epsilon, none_or_count
 from .config import METHODS, SCHEDULES, TrainConfig
 
 EXTRA = "this needs the extra, `pip install 'ccn-kernels[robustness]'`"
@@ -101,7 +100,7 @@ def add_tree(parser: argparse.ArgumentParser, sized: bool = True) -> None:
     group = parser.add_argument_group("trees of images")
     if sized:
         group.add_argument("--image-size", type=count, default=224, metavar="N")
-    group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode")
+    group.add_argument("--workers", type=none_or_count, default=0, metavar="N", help="processes that decode")
     group.add_argument("--on-corrupt", choices=("raise", "skip"), default="raise")
 
 
@@ -120,37 +119,6 @@ def add_schedule(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> 
             group.add_argument(flag, type=float, nargs="*", metavar="F", help=text)
         else:
             group.add_argument(flag, type=kind, metavar=flag[2].upper(), help=text)
-
-
-def epsilon(text: str) -> float:
-    try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"must be a number like 0.1 or 8/255, got {text}") from None
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must lie in [0, 1], got {text}")
-    return float(value)
-
-
-def count(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
-    return value
-
-
-def none_or_count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
-    return value
-
-
-def radius(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, and finite, got {text}")
-    return value
 
 
 def with_extra(command: Any) -> Any:

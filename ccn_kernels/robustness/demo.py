@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 from torch import nn
-from tqdm import tqdm
 
 from .. import convert, models
 from ..backends import select
 from ..env_report import report
 from ..files import write_json
-from . import attacks, data, evaluation, figures
+from . import attacks, data, evaluation, figures, progress
 from .config import TrainConfig
 from .runs import Network, Run
 from .training import train
@@ -77,7 +76,7 @@ def _images_per_second(digits: data.Dataset, batch_size: int, rounds: int = 15) 
         for layer in convert.compact_layers(contenders[name]):
             layer.backend = backend
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in tqdm(range(rounds + 2), desc="speed", unit="round", leave=False):
+    for turn in progress.bar(range(rounds + 2), desc="speed", unit="round", leave=False):
         for name, model in contenders.items():
             started = time.perf_counter()
             F.cross_entropy(model(images), labels).backward()

@@ -16,9 +16,9 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..files import check_writable, write
+from . import progress
 from .attacks import Attack, Outcome, Transfer, exact, gradient_is_zero, predictions
 from .data import Split, fitting, mixed
 
@@ -80,7 +80,9 @@ def evaluate(
     size = fitting(attack.batch_size, split.shape)
     batches = split.batches(order[done:], size) if done < len(order) else ()
     title = f"{run.title} {attack.name}"
-    with tqdm(total=len(order), initial=done, desc=title, unit="image", leave=False, disable=not batches) as bar:
+    with progress.bar(
+        total=len(order), initial=done, desc=title, unit="image", leave=False, disable=not batches
+    ) as bar:
         for first, (images, labels, index) in zip(range(done, len(order), size), batches, strict=True):
             torch.manual_seed(mixed(seed, skip + first))  # of attacks that start at random
             if len(index):

@@ -6,16 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..options import count, epsilon, none_or_count, radius
 from .command import (
     add_machine,
     add_tree,
-    count,
     device_of,
-    epsilon,
     loading,
-    none_or_count,
     one_process,
-    radius,
     with_extra,
     without_files,
 )

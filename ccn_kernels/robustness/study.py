@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from ..files import read_json, write_json
-from . import summary, worst
+from . import progress, summary, worst
 from .config import ARCHITECTURE_OF, METHODS, SCHEDULES, TRAININGS, TrainConfig
 from .data import Dataset
 from .evaluation import percent
@@ -137,7 +136,7 @@ def run(
     tasks = [_task(kind, seed, data, settings) for seed in seeds for kind in chosen]
     read(home, judged)
     diverged = []
-    for task in tqdm(tasks, desc="study", unit="network"):
+    for task in progress.bar(tasks, desc="study", unit="network"):
         try:
             trained = train(task.network, data, task.config, home / folder_name(task.network, task.config), device)
         except DivergedError as error:

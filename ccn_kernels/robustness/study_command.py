@@ -6,14 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..options import count, epsilon, none_or_count
 from .command import (
     add_machine,
     add_schedule,
     changes,
-    count,
     device_of,
-    epsilon,
-    none_or_count,
     one_process,
     with_extra,
 )

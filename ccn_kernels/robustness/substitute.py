@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import models
+from . import progress
 from .attacks import predictions
 
 HELD_OUT = 150  # test images that the attacker owns: no attack is judged on them
@@ -37,7 +37,7 @@ def train(oracle: nn.Module, images: Tensor, classes: int, *, rounds: int = 6, e
     model = lenet(tuple(images.shape[1:]), classes).to(images.device)  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     labels = predictions(oracle, images)
-    with tqdm(total=rounds * epochs, desc="substitute", unit="epoch", leave=False) as bar:
+    with progress.bar(total=rounds * epochs, desc="substitute", unit="epoch", leave=False) as bar:
         for turn in range(rounds):
             for _ in range(epochs):
                 for chosen in torch.randperm(len(images)).to(images.device).split(BATCH):

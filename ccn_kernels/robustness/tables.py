@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 from tabulate import tabulate
-from tqdm import tqdm
 
 from ..env_report import report
 from ..files import write, write_json
-from . import config, figures, paper
+from . import config, figures, paper, progress
 from .lab import Lab, Measured
 from .minimum import Entry, flags, lowered
 from .paper import Cell
@@ -45,7 +44,7 @@ def run(number: int, lab: Lab, datasets: Sequence[str], out: Path, methods: Sequ
     if not found:
         by = "" if {*methods} >= {*ALL} else f" by {', '.join(methods)}"
         raise ValueError(f"table {number} has nothing on {', '.join(datasets)}{by}")
-    entries = [Entry(cell, lab.measure(cell)) for cell in tqdm(found, desc=f"table {number}", unit="cell")]
+    entries = [Entry(cell, lab.measure(cell)) for cell in progress.bar(found, desc=f"table {number}", unit="cell")]
     entries = lowered(entries)
     text = _text(number, lab, entries)
     stem = out / f"table{number}"

@@ -17,13 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
-from tqdm import tqdm
 
 from .. import models
 from ..env_report import report
 from ..files import check_writable, write
 from ..scales import COMPACT
-from . import adversarial, graphed, runs
+from . import adversarial, graphed, progress, runs
 from .config import TrainConfig
 from .data import Batches, Dataset, Split, fitting, mixed
 from .precision import ieee
@@ -206,7 +205,7 @@ class _Training:
     def run(self, save: Callable[[], None]) -> None:
         """To the end; ``save()`` is called now and then."""
         title = f"{self.network.title}{' adv.' if self.config.adversarial_epsilon else ''}"
-        with tqdm(total=self.steps, initial=self.step, desc=title, unit="step", disable=self.rank > 0) as bar:
+        with progress.bar(total=self.steps, initial=self.step, desc=title, unit="step", disable=self.rank > 0) as bar:
             started = time.perf_counter() - self.seconds
             saves = _Saves(save)
             while self.step < self.steps:

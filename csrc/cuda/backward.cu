@@ -1,6 +1,7 @@
 // The backward operator for CUDA tensors (SPEC: e = g / d, q, and three sums over them).
 #include <torch/csrc/stable/library.h>
 
+#include "../explained.h"
 #include "call.cuh"
 
 namespace ccn::cuda {
@@ -218,5 +219,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor input, T
 }  // namespace ccn::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(CCN_NAMESPACE, CCN_DISPATCH_KEY, library) {
-  library.impl("compact_conv_backward", TORCH_BOX(&ccn::cuda::backward));
+  library.impl("compact_conv_backward", TORCH_BOX(&ccn::Explained<&ccn::cuda::backward>::call));
 }

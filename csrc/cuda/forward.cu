@@ -1,6 +1,7 @@
 // The forward operator for CUDA tensors.
 #include <torch/csrc/stable/library.h>
 
+#include "../explained.h"
 #include "call.cuh"
 
 namespace ccn::cuda {
@@ -82,5 +83,5 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor input, Tensor weight, std::opt
 }  // namespace ccn::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(CCN_NAMESPACE, CCN_DISPATCH_KEY, library) {
-  library.impl("compact_conv", TORCH_BOX(&ccn::cuda::forward));
+  library.impl("compact_conv", TORCH_BOX(&ccn::Explained<&ccn::cuda::forward>::call));
 }

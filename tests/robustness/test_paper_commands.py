@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 import sys
 
 import pytest
@@ -132,6 +133,25 @@ def test_a_radius_outside_the_range_is_refused(epsilon, capsys):
     with pytest.raises(SystemExit):
         cli.main(["attack", "somewhere", "--epsilons", epsilon])
     assert "--epsilons" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--count", "0"), ("--count", "many"), ("--hops", "-1"), ("--hops", "1.5")]
+)
+def test_numbers_that_cannot_be_are_refused(option, value, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["report", "somewhere", option, value])
+    said = capsys.readouterr().err
+    assert f"argument {option}: must be " in said
+    assert f"got {value}" in said
+
+
+def test_bars_are_rare_in_files(tmp_path, monkeypatch):
+    """Thousands of lines that nobody reads would hide the one that says what went wrong."""
+    command = [sys.executable, "-m", "ccn_kernels", "train", "--variant", "sm", "--epochs", "1", "--device", "cpu"]
+    done = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True, check=True)
+    assert "100%" in done.stderr
+    assert len(done.stderr.splitlines()) < 8
 
 
 @pytest.mark.usefixtures("few")
