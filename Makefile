@@ -53,6 +53,7 @@ sanitize-cuda: $(VENV)/built  ## the same, every one over small shapes, under Ad
 
 test-oldest-triton: $(OLDEST)/deps $(ARCHITECTURES:%=oldest-kernels-%)  ## the same, and the offline compilation, under the oldest Triton that is supported
 	$(INTERPRETED) $(OLDEST)/bin/python -m pytest tests/triton_backend
+	$(OLDEST)/bin/python -m pytest tests/test_persistent.py
 
 oldest-kernels-%: $(OLDEST)/deps
 	$(OLDEST)/bin/python -m ccn_kernels kernels --check --arch $*

@@ -9,13 +9,14 @@ import torch
 from emulator import ptx
 from problems import relative_error
 
-from ccn_kernels.backends.triton import native, offline
+from ccn_kernels.backends.triton import limits, native, offline
 from ccn_kernels.backends.triton.forward_pass import Forward
 from ccn_kernels.backends.triton.launch import Problem, is_descriptor
-from ccn_kernels.backends.triton.tiles import PERSISTENT_TILES, Device
+from ccn_kernels.backends.triton.tiles import PERSISTENT_TILES, UNTRIED_TILES, Device
 from ccn_kernels.spec import ConvSpec
 
 NARROW, WIDE = PERSISTENT_TILES
+SHORT, TALL_NARROW, TALL_NARROWER, TALL_WIDE, TALL_WIDER = UNTRIED_TILES
 PACKED = SimpleNamespace(Value=ptx.Value, Address=ptx.Address, Boxes=ptx.Boxes, Kernel=ptx.Kernel)
 
 
@@ -35,7 +36,8 @@ class Call:
     """A random call of a shape, a tile for it, and what became of it."""
 
     def __init__(self, tile, batch, channels, outputs, size, *, kernel=3, padding=1, dilation=1, dtype=torch.bfloat16,
-                 bias=True, relu=False, quotient=False, processors=1, change=lambda text: text, seed=0):  # fmt: skip
+                 bias=True, relu=False, quotient=False, processors=1, change=lambda text: text, traced=False,
+                 seed=0):  # fmt: skip
         torch.manual_seed(seed)
         last = {"memory_format": torch.channels_last}
         self.x = torch.randn(batch, channels, *size).to(dtype).contiguous(**last)
@@ -44,13 +46,16 @@ class Call:
         self.bias, self.alpha = torch.randn(outputs).to(dtype) if bias else None, torch.tensor(1.25)
         self.geometry = {"padding": padding, "dilation": dilation}
         self.relu = relu
+        self.trace = None
 
         def issue(launch):
             if launch.kernel.__name__ == "sum_of_squares":
                 launch.arguments["plane"].copy_(self.x.float().square().sum(1).flatten(1)[:, None])
             else:
-                self.launch = launch
-                emulate(launch, seed, change)
+                if traced:
+                    self.trace = torch.zeros(launch.grid[0], -(-launch.arguments["tiles"] // launch.grid[0]), 5).long()
+                self.launch = launch._replace(arguments={**launch.arguments, "trace": self.trace})
+                emulate(self.launch, seed, change)
 
         spec = ConvSpec((1, 1), (padding,) * 2, (dilation,) * 2, 1, 0.01, relu)
         problem = Problem(self.x, self.w, spec, Device("", 90, processors), issue, {"forward": tile})
@@ -81,8 +86,9 @@ class Call:
             ),
         ),
         (False, lambda: Call(WIDE, 2, 64, 128, (5, 18), quotient=True, seed=1)),
+        (True, lambda: Call(SHORT, 3, 64, 56, (11, 13), relu=True)),
     ],
-    ids=["resident", "resident pixels", "ring, quotient", "two blocks, fp16", "quotient"],
+    ids=["resident", "resident pixels", "ring, quotient", "two blocks, fp16", "quotient", "few stages"],
 )
 def test_results_are_right(resident, call):
     """Ragged edges on all sides, more tiles than consumers, weights in one block or two."""
@@ -90,6 +96,43 @@ def test_results_are_right(resident, call):
     assert call.launch.arguments["RESIDENT"] == resident
     assert call.launch.arguments["tiles"] >= 3 * call.launch.grid[0]
     call.check()
+
+
+TALL = {
+    "resident": (True, lambda: Call(TALL_NARROW, 5, 64, 56, (16, 24), relu=True)),
+    "resident, quotient": (True, lambda: Call(TALL_NARROWER, 5, 64, 56, (13, 20), quotient=True)),
+    "ring": (False, lambda: Call(TALL_NARROWER, 5, 128, 64, (15, 14), quotient=True)),
+    "two blocks, fp16": (
+        False,
+        lambda: Call(TALL_WIDE, 9, 64, 136, (12, 10), bias=False, dtype=torch.float16, processors=2),
+    ),
+    "dilated": (False, lambda: Call(TALL_WIDER, 4, 64, 128, (16, 14), padding=2, dilation=2)),
+    "one image": (False, lambda: Call(TALL_WIDE, 1, 192, 128, (33, 20), quotient=True)),
+    "even kernel": (False, lambda: Call(TALL_WIDER, 7, 128, 128, (14, 14), kernel=2, padding=0)),
+}
+
+
+@pytest.mark.parametrize("name", TALL)
+def test_tall_tiles(name):
+    """`make test-oldest-triton` compiles them; a newer Triton, which cannot, has them refused."""
+    resident, make = TALL[name]
+    if limits.triton_release() != limits.TALL_GLUON:
+        with pytest.raises(ValueError, match="alone allows, found"):
+            make()
+        return
+    call = make()
+    assert call.launch.arguments["RESIDENT"] == resident
+    assert call.launch.arguments["tiles"] >= 3 * call.launch.grid[0]
+    call.check()
+
+
+def test_a_trace_tells_whose_turn_it_was():
+    """Of each tile: its turn, the plane waited for, its last product under way, all products done, all copies."""
+    call = Call(NARROW, 3, 64, 56, (11, 13), traced=True)
+    call.check()
+    clocks = call.trace.flatten(0, 1)
+    assert (clocks.diff(dim=1) > 0).all()
+    assert (clocks[1:, 0] > clocks[:-1, 2]).all(), "a turn begins when the one before it is over"
 
 
 @pytest.mark.parametrize(

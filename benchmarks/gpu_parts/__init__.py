@@ -8,6 +8,7 @@ ROWS = {
     "tiles": ("tiles", "rows"),
     "gradients": ("gradients", "rows"),
     "ablation": ("ablation", "rows"),
+    "trace": ("trace", "rows"),
 }
 
 # What `ccn bench` measures, as options of ccn_kernels.bench.settings; compilers take their time, so they come last.
@@ -34,5 +35,5 @@ THROUGHPUT = {
 }
 
 # In the order in which parts run: what must be right comes first, what says most next.
-NAMES = ("tests", "sanitizer", "kernel-notes", "networks", "host", "ablation", "dtypes", "gradients", "tiles",
+NAMES = ("tests", "sanitizer", "kernel-notes", "networks", "host", "trace", "ablation", "dtypes", "gradients", "tiles",
          "suites", "growth", "compiled")  # fmt: skip

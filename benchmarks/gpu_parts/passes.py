@@ -15,7 +15,7 @@ from torch import Tensor
 from ccn_kernels.backends.triton import limits
 from ccn_kernels.backends.triton.geometry import next_power_of_two
 from ccn_kernels.backends.triton.launch import Launch
-from ccn_kernels.backends.triton.tiles import BOXED_SQUARES, Tile
+from ccn_kernels.backends.triton.tiles import BOXED_SQUARES, PERSISTENT_TILES, UNTRIED_TILES, Tile
 from ccn_kernels.bench.case import Case, Family
 from ccn_kernels.bench.direct import Direct, Tiles
 
@@ -98,6 +98,8 @@ def label(tile: Tile) -> str:
     parts = [tile.kernel, f"{tile.places}x{tile.outputs}x{tile.depth}", f"w{tile.warps}", f"s{tile.stages}"]
     parts += [tile.squares] if tile.squares != "plane" else []
     parts += [f"split{tile.splits}"] if tile.splits > 1 else []
+    parts += [f"copies{tile.copies}"] if tile.copies > 1 else []
+    parts += [f"tall{tile.boxes}"] if tile.boxes else []
     return " ".join(parts)
 
 
@@ -123,6 +125,7 @@ def _forward_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:
     tiles = _products(case.layer.out_channels, case.layer.in_channels, case.dtype)
     for tile, squares, splits in itertools.product(tiles, BOXED_SQUARES, {1, default.splits}):
         yield dataclasses.replace(tile, squares=squares, splits=splits)
+    yield from PERSISTENT_TILES + UNTRIED_TILES
 
 
 def _dgrad_tiles(case: Case, default: Tile, boxable: bool) -> Iterator[Tile]:

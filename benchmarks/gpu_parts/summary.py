@@ -28,6 +28,7 @@ def summary(path: Path, diagnostics: Record, parts: Iterable[str]) -> str:
                       ("best tiles, backward", best_tiles(diagnostics, "gradients"))],
         "tiles": [("best tiles, forward", best_tiles(diagnostics, "tiles"))],
         "ablation": [("forward kernel, by where its squares come from, microseconds", ablation(diagnostics))],
+        "trace": [("persistent tiles, cycles", traces(diagnostics))],
         "host": [("host, microseconds a call", host(diagnostics))],
     }  # fmt: skip
     parts = list(parts)
@@ -95,6 +96,13 @@ def ablation(record: Record) -> str:
     names = list(dict.fromkeys(name for by in rows.values() for name in by))
     return table(["shape", *names], [[shape, *(median(by, name, "replayed") for name in names)]
                                      for shape, by in rows.items()])  # fmt: skip
+
+
+def traces(record: Record) -> str:
+    rows = {(shape, tile): entry["cycles"] for shape, by in providers_of(record, "trace", "trace").items()
+            for tile, entry in by.items() if "cycles" in entry}  # fmt: skip
+    spans = list(next(iter(rows.values()), {}))
+    return table(["shape", "tile", *spans], [[*where, *found.values()] for where, found in rows.items()])
 
 
 def host(record: Record) -> str:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import gpu as command
 import pytest
 import torch
-from gpu_parts import checks, library, record, summary, sweep, sweep_cuda
+from gpu_parts import checks, library, record, summary, sweep, sweep_cuda, trace
 
 from ccn_kernels import reference
 
@@ -125,3 +125,16 @@ def test_a_sweep_sees_what_is_wrong(tf32, name, capsys):
 def test_the_cuda_sweep_takes_every_type_through_every_way():
     names = {(call.name, call.precision) for call in sweep_cuda.CALLS}
     assert len(names) == len(sweep_cuda.CALLS) == 5 * len(sweep_cuda.WAYS)
+
+
+def test_a_trace_is_read_tile_by_tile():
+    """Two programs of five and four tiles. A turn takes 90 cycles, the next one begins 10 later; ends take 150."""
+    starts = 100 * torch.arange(5) + torch.tensor([[1000], [7000]])
+    clocks = starts[:, :, None] + torch.tensor([0, 60, 90, 120, 240])
+    clocks[1, 4] = 0
+    clocks[:, 0] -= 5000  # which waits for the launch before
+    found = trace.cycles(clocks, tiles=9)
+    assert found["cycles"] == {
+        "tile": 100, "turn": 90, "handed on": 10, "drained": 30, "written": 120, "idle": -40
+    }  # fmt: skip
+    assert trace.cycles(clocks[:, :2], tiles=4)["cycles"]["tile"] is None

@@ -16,6 +16,7 @@ SPECIAL = {
     "%tid.x": lambda warp: 32 * warp.number + LANES,
     "%ctaid.x": lambda warp: warp.program.number,
     "%nctaid.x": lambda warp: warp.program.launch.kernel.grid[0],
+    "%clock64": lambda warp: sum(other.steps for other in warp.program.warps),
 }
 
 

@@ -145,7 +145,7 @@ WAVES = next(layer for layer in LAYERS if layer.name == "128-128@28")
 def test_persistent_tiles_are_chosen_where_they_pay(chosen, device, dtype, changed, monkeypatch):
     request = request_of(WAVES._replace(**changed), dtype, device=device)
     assert (config.choose(request, device) in PERSISTENT_TILES) == chosen
-    monkeypatch.setattr(limits, "_triton", lambda: "3.7")
+    monkeypatch.setattr(limits, "triton_release", lambda: "3.7")
     assert "found 3.7" in limits.can_run(PERSISTENT_TILES[1], request_of(WAVES), H200)
 
 

@@ -23,11 +23,12 @@ from .launch import (
     operand,
     packed_weight,
     pass_tile,
+    rows_first_descriptor,
     tiles_of,
     weight_descriptor,
     width,
 )
-from .limits import is_unrolled, keeps_weights, written_part
+from .limits import is_unrolled, keeps_weights, rows_first, written_part
 from .tiles import Tile
 
 
@@ -78,12 +79,16 @@ class Forward:
 
         problem, geometry = self.problem, self.geometry
         box = problem.box(tile, geometry.extent)
-        part, outputs = written_part(tile, box)
         tiles = tiles_of(geometry.batch, geometry.extent, box)
         blocks = ceil(geometry.out_channels / tile.outputs)
         programs = prod(tiles) * blocks
+        box = rows_first(box) if tile.boxes else box
+        read = (1, *box[1:]) if tile.boxes else box
+        part, outputs = written_part(tile, box)
 
         def image(source: Operand, extent: Axes, box: Axes, channels: int) -> Any:
+            if tile.boxes:
+                return persistent.swizzled(rows_first_descriptor(source, extent, box, channels))
             return persistent.swizzled(image_descriptor(source, extent, ONES, box, channels))
 
         def result(tensor: Tensor | None) -> Any:
@@ -92,10 +97,10 @@ class Forward:
         w = weight_descriptor(problem.boxed(problem.w, packed=True), geometry.taps, (tile.outputs, tile.depth))
         arguments = {
             **self._results(), "y": result(self.y.tensor), "quotient": result(self.quotient),
-            "x": image(problem.boxed(problem.x), geometry.in_extent, box, tile.depth), "w": persistent.swizzled(w),
+            "x": image(problem.boxed(problem.x), geometry.in_extent, read, tile.depth), "w": persistent.swizzled(w),
             "plane": sum_of_squares(problem, True), "tiles": programs, "tiles_h": tiles[1], "tiles_w": tiles[2],
             "tiles_o": blocks, "BOX": box, "BLOCK_O": tile.outputs, "BLOCK_K": tile.depth, "STAGES": tile.stages,
-            "RESIDENT": keeps_weights(tile, geometry),
+            "trace": None, "BOXES": tile.boxes, "RESIDENT": keeps_weights(tile, geometry),
             **problem.geometry_arguments("batch", "in_extent", "extent", "IN_CHANNELS", "OUT_CHANNELS", "KERNEL",
                                          "PADDING", "DILATION", "INDEX"),
         }  # fmt: skip

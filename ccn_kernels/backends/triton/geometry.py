@@ -104,11 +104,11 @@ def next_power_of_two(value: int) -> int:
     return 1 << max(0, value - 1).bit_length()
 
 
-def box_of(places: int, geometry: Geometry, extent: Axes, squares: str) -> Axes | None:
+def box_of(places: int, geometry: Geometry, extent: Axes, squares: str, tall: bool = False) -> Axes | None:
     """The box [images, rows, columns] of ``places`` (a power of two) places that wastes least at the edges.
 
-    ``squares`` may ask for boxes that hold whole "rows" or "images"; None where none can. Among equals wide boxes win:
-    neighbours share what their taps read.
+    ``squares`` may ask for boxes that hold whole "rows" or "images"; None where none can. Among equals wide boxes win,
+    as neighbours share what their taps read, or ``tall`` ones.
     """
     rows, columns = next_power_of_two(extent[1]), next_power_of_two(extent[2])
     least_rows = next_power_of_two(max(extent[1], geometry.in_extent[1])) if squares == "images" else 1
@@ -125,7 +125,8 @@ def box_of(places: int, geometry: Geometry, extent: Axes, squares: str) -> Axes 
             math.ceil(size / step) * step for size, step in zip((geometry.batch, *extent[1:]), box, strict=True)
         )
 
-    return min(boxes, key=lambda box: (waste(box), -box[2], -box[1]), default=None)
+    first, second = (1, 2) if tall else (2, 1)
+    return min(boxes, key=lambda box: (waste(box), -box[first], -box[second]), default=None)
 
 
 def _powers(least: int, most: int) -> list[int]:

@@ -121,6 +121,13 @@ def image_descriptor(source: Operand, extent: Axes, stride: Axes, box: Axes, cha
     return TensorDescriptor(tensor, shape, strides, [box[0], box[1], 1, box[2], channels])
 
 
+def rows_first_descriptor(source: Operand, extent: Axes, box: Axes, channels: int) -> TensorDescriptor:
+    """[H, N, W, C], its box [rows, images, columns]."""
+    images = image_descriptor(source, extent, (1, 1, 1), box, channels)
+    (batch, height, *rest), (image, row, *steps) = images.shape, images.strides
+    return TensorDescriptor(source.tensor, [height, batch, *rest], [row, image, *steps], images.block_shape)
+
+
 def place_descriptor(source: Operand, places: int, block: tuple[int, int]) -> TensorDescriptor:
     """[places, C] of a tensor whose images follow each other."""
     return TensorDescriptor(source.tensor, [places, source.tensor.shape[1]], [source.strides.pixel, 1], list(block))
@@ -213,7 +220,7 @@ class Problem:
     def box(self, tile: Tile, extent: Axes) -> Axes:
         """The box of a tile over the images' extent: the same for all batches of a class."""
         classed = self.geometry._replace(batch=batch_class(self.geometry.batch))
-        box = box_of(tile.places, classed, extent, tile.squares)
+        box = box_of(tile.places, classed, extent, tile.squares, tall=tile.boxes > 0)
         assert box is not None, "can_run has seen to it"
         return box
 

@@ -7,7 +7,7 @@ import importlib.metadata
 import math
 
 from .geometry import Axes, Geometry, box_of, part_of, squares_of_centre
-from .tiles import BOXED_SQUARES, PERSISTENT_TILES, Device, Request, Tile
+from .tiles import BOXED_SQUARES, PERSISTENT_TILES, UNTRIED_TILES, Device, Request, Tile
 
 LEAST = 16  # of each size of a product
 SHARED_LIMITS = {80: 166912, 90: 232448, 100: 232448, 103: 232448}  # bytes a block, by capability
@@ -15,7 +15,9 @@ LEAST_SHARED = 101376  # where the above says nothing
 NEIGHBOURS = 8  # channels that a gather loads at once, where their number and layout allow it
 LEAST_STEPS = 4  # of a share of a sum: fewer would not cover the cost of adding it up
 GLUON = ("3.6", "3.9")  # Triton's versions whose Gluon is known to compile those
-SMALL_SHARED = 4096  # bytes that such a tile takes besides boxes, at most
+TALL_GLUON = "3.6"  # of tall tiles: 3.9 lets no view of shared memory reach beyond the one that it is made of
+BARRIER_BYTES = 512  # of such a tile's shared memory, at most
+SWIZZLED_ROWS = 8  # of 128 bytes: what the swizzle of shared memory repeats by
 
 
 def can_run(tile: Tile, request: Request, device: Device) -> str | None:
@@ -100,21 +102,36 @@ def _persistent_reason(tile: Tile, request: Request, device: Device) -> str | No
     geometry = request.geometry
     if device.capability != 90 or device.is_interpreter:
         return "it is written for compute capability 9.0, and Gluon has no interpreter"
-    if _triton() not in GLUON:
-        return f"its Gluon is known to compile under Triton {' and '.join(GLUON)}, found {_triton() or 'none'}"
+    if triton_release() not in GLUON:
+        return f"its Gluon is known to compile under Triton {' and '.join(GLUON)}, found {triton_release() or 'none'}"
     if request.kind != "forward" or request.dtype not in ("bfloat16", "float16"):
         return "it takes the forward pass in bfloat16 and float16"
     if geometry.groups > 1 or not geometry.is_plain or not geometry.is_flat:
         return "it takes one group, stride 1 and at most two spatial axes"
-    if tile not in PERSISTENT_TILES:
-        return f"it is one of {', '.join(map(str, PERSISTENT_TILES))}"
+    if tile not in PERSISTENT_TILES + UNTRIED_TILES:
+        return f"it is one of {', '.join(map(str, PERSISTENT_TILES + UNTRIED_TILES))}"
     if not request.writable or geometry.in_channels % tile.depth:
         return f"it takes channels innermost, inputs in multiples of {tile.depth} and outputs of 16 bytes"
-    return "it needs two steps at least" if geometry.taps * geometry.in_channels <= tile.depth else None
+    if geometry.taps * geometry.in_channels <= tile.depth:
+        return "it needs two steps at least"
+    return _tall_reason(tile, geometry) if tile.boxes else None
+
+
+def _tall_reason(tile: Tile, geometry: Geometry) -> str | None:
+    if triton_release() != TALL_GLUON:
+        return f"its boxes' parts overlap, which Triton {TALL_GLUON} alone allows, found {triton_release()}"
+    images, rows, columns = _box(tile, geometry)
+    if geometry.kernel[1] == 1 or rows == 1:
+        return "taps share boxes of several rows under kernels of several rows"
+    if geometry.in_channels // tile.depth * geometry.kernel[2] == 1:
+        return "it needs two boxes of x at least"
+    if images * columns % SWIZZLED_ROWS:
+        return f"a row of a box must hold {SWIZZLED_ROWS} places"
+    return None if _persistent_bytes(tile, geometry, False) <= SHARED_LIMITS[90] else "it needs too much shared memory"
 
 
 @functools.cache
-def _triton() -> str | None:
+def triton_release() -> str | None:
     """The version of Triton that is installed, as far as GLUON tells versions apart."""
     try:
         return ".".join(importlib.metadata.version("triton").split(".")[:2])
@@ -133,23 +150,37 @@ _REASONS = {
 
 def keeps_weights(tile: Tile, geometry: Geometry) -> bool:
     """Whether a persistent tile's shared memory holds all weights, beside what its stages and its ends take."""
-    weights = geometry.taps * geometry.in_channels * tile.outputs
-    boxes = tile.stages * tile.places * tile.depth
-    buffers = 4 * tile.places * tile.outputs // _copies(tile)
-    fits = 2 * (weights + boxes + buffers) + SMALL_SHARED <= SHARED_LIMITS[90]
-    return fits and geometry.out_channels <= tile.outputs
+    return geometry.out_channels <= tile.outputs and _persistent_bytes(tile, geometry, True) <= SHARED_LIMITS[90]
 
 
-def _copies(tile: Tile) -> int:
-    """How many bulk copies write a persistent tile: each 32 places or 64 outputs, whichever are columns there."""
-    return tile.places // 32 if tile.places > tile.outputs else tile.outputs // 64
+def _persistent_bytes(tile: Tile, geometry: Geometry, keeps: bool) -> int:
+    """Shared memory; ``keeps``: all weights, instead of one block of them a stage."""
+    x = tile.stages * tile.places
+    if tile.boxes:
+        images, rows, columns = _box(tile, geometry)
+        x = tile.boxes * (rows + (geometry.kernel[1] - 1) * geometry.dilation[1]) * images * columns
+    blocks = geometry.taps * geometry.in_channels // tile.depth if keeps else tile.stages
+    buffers = 4 * tile.places * tile.outputs // tile.copies
+    divisors = 2 * 4 * tile.places
+    return 2 * (tile.depth * (x + blocks * tile.outputs) + buffers) + divisors + BARRIER_BYTES
+
+
+def _box(tile: Tile, geometry: Geometry) -> Axes:
+    box = box_of(tile.places, geometry, geometry.extent, tile.squares, tall=tile.boxes > 0)
+    assert box is not None  # a plane of squares lets boxes be as they like
+    return box
+
+
+def rows_first(box: Axes) -> Axes:
+    """[rows, images, columns] of [images, rows, columns]: the order of a tall tile's places."""
+    return box[1], box[0], box[2]
 
 
 def written_part(tile: Tile, box: Axes) -> tuple[Axes, int]:
     """The box, and the outputs, of what one of these copies writes."""
     if tile.places > tile.outputs:
-        return part_of(box, _copies(tile)), tile.outputs
-    return box, tile.outputs // _copies(tile)
+        return part_of(box, tile.copies), tile.outputs
+    return box, tile.outputs // tile.copies
 
 
 def shared_bytes(tile: Tile, request: Request) -> int:

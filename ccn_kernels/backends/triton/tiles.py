@@ -21,6 +21,8 @@ class Tile:
         splits: shares of the sum, added in a fixed order; 0 (for wgrad): as many as fill the GPU.
         warps: of a persistent program, those of one consumer (see persistent.py).
         squares: where a forward pass finds the patch's norm (see fprop.py).
+        copies: that write a persistent tile, each some of its places, or of its outputs where these are no fewer.
+        boxes: of x that a tall persistent program holds, its stages then being w's; 0 where it is not tall.
     """
 
     kernel: str
@@ -31,10 +33,23 @@ class Tile:
     stages: int = 3
     splits: int = 1
     squares: str = "plane"
+    copies: int = 1
+    boxes: int = 0
 
 
 HYBRID = Tile("hybrid")
-PERSISTENT_TILES = (Tile("persistent", 256, 64, 64, warps=4, stages=4), Tile("persistent", 128, 128, 64, 4, 5))
+PERSISTENT_TILES = (
+    Tile("persistent", 256, 64, 64, warps=4, stages=4, copies=8),
+    Tile("persistent", 128, 128, 64, warps=4, stages=5, copies=2),
+)
+# Not measured yet, so never chosen: `ccn tune` and `make gpu` try them.
+UNTRIED_TILES = (
+    Tile("persistent", 256, 64, 64, warps=4, stages=3, copies=4),
+    Tile("persistent", 256, 64, 64, warps=4, stages=5, copies=4, boxes=3),
+    Tile("persistent", 256, 64, 64, warps=4, stages=5, copies=2, boxes=2),
+    Tile("persistent", 128, 128, 64, warps=4, stages=5, copies=2, boxes=3),
+    Tile("persistent", 128, 128, 64, warps=4, stages=5, copies=2, boxes=2),
+)
 
 
 class Device(NamedTuple):
