@@ -33,7 +33,7 @@ from .launch import (
 from .tiles import Tile
 
 TOP = 2.0**14  # what the largest |e| in fp16 is scaled to: sums of it are fp32
-ELEMENTS = 1024  # that a program of a reduction adds at a time
+ELEMENTS, WARPS = 4096, 16  # that a program of a reduction adds at a time: what is under way hides what loads take
 PROGRAMS = 4  # of the prologue on each processor: every one leaves a row of sums
 
 
@@ -120,21 +120,21 @@ class Backward:
             **(e or self.grad).named("e"),
         }  # fmt: skip
         problem.issue(Launch(epilogue.backward_prologue, (shares * geometry.groups,), arguments, warps=8))
-        if biases is not None:
+        if biases is not None and not self.needs_weight:
             self._sum(biases, self.d_bias)
+        self.biases = biases if self.needs_weight else None  # added up beside the weight's gradient
         if alphas is not None:
             self._sum(alphas, self.d_alpha)
         return e, q, scale
 
     def _sum(self, shares: Tensor, result: Tensor) -> None:
         """Adds shares [rows, columns] into the result [columns]."""
-        count = result.numel()
-        columns = min(16, next_power_of_two(count))
+        count, columns = result.numel(), columns_of(result)
         arguments = {
             "shares": shares, "result": result, "rows": shares.numel() // count, "columns": count,
             "ROWS": ELEMENTS // columns, "COLUMNS": columns,
         }  # fmt: skip
-        self.problem.issue(Launch(epilogue.sum_shares, (ceil(count / columns),), arguments))
+        self.problem.issue(Launch(epilogue.sum_shares, (ceil(count / columns),), arguments, WARPS))
 
     def _scale(self, common: dict[str, Any], programs: int) -> Tensor:
         largest, scale = self.problem.empty(programs), self.problem.empty()
@@ -307,20 +307,38 @@ class Backward:
         count = self.d_weight.numel()
         block = max(32, min(256, next_power_of_two(count // (2 * problem.device.processors))))
         programs = ceil(count / block)
+        elements, warps = (
+            reduction(programs, problem.device.processors) if strides["partial_split"] else (ELEMENTS // 4, 4)
+        )
         alphas = problem.empty(programs) if self.needs_alpha else None
         d_weight = operand(self.d_weight)
+        biases, outputs, columns = self.biases, problem.w.tensor.shape[0], columns_of(self.d_bias)
         arguments = {
             "partial": partial, "w": problem.w.tensor, "dw": d_weight.tensor, "dalpha": alphas, "alpha": self.alpha,
             "scale": scale, "count": count, "splits": splits, **strides, **problem.w.named("w", WEIGHT_AXES),
             **d_weight.named("dw", WEIGHT_AXES), "TAPS": geometry.taps, "BLOCK": block,
-            "ROWS": ELEMENTS // block if strides["partial_split"] else 1,
+            "ROWS": elements // block if strides["partial_split"] else 1, "biases": biases,
+            "dbias": None if biases is None else self.d_bias, "biases_rows": 0 if biases is None else biases.shape[0],
+            "biases_columns": outputs, "BIAS_ROWS": elements // columns, "BIAS_COLUMNS": columns,
             **problem.geometry_arguments("IN_CHANNELS"),
         }  # fmt: skip
-        problem.issue(Launch(wgrad_kernels.wgrad_reduce, (programs,), arguments))
+        programs += 0 if biases is None else ceil(outputs / columns)
+        problem.issue(Launch(wgrad_kernels.wgrad_reduce, (programs,), arguments, warps))
         if d_weight.tensor is not self.d_weight:
             self.d_weight.copy_(d_weight.tensor)
         if alphas is not None:
             self._sum(alphas, self.d_alpha)
+
+
+def reduction(programs: int, processors: int) -> tuple[int, int]:
+    """Elements that each of so many programs adds at a time, and its warps: few programs must have more under way."""
+    share = 1 if programs < 16 * processors else 4
+    return ELEMENTS // share, WARPS // share
+
+
+def columns_of(result: Tensor) -> int:
+    """How many of the result's columns a program adds up."""
+    return min(16, next_power_of_two(result.numel()))
 
 
 def _limit(groups: int, weight: Tensor) -> tuple[Tensor]:

@@ -181,10 +181,10 @@ def backward_prologue(
         tl.store(row + channel, tl.sum(sums, 0), mask=in_channels)
 
 
-@triton.jit(do_not_specialize=["rows"])
-def sum_shares(shares, result, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """result [columns]: the sums of shares [rows, columns], in a fixed order."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+@triton.jit
+def add_shares(program, shares, result, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """COLUMNS of result [columns]: the sums of shares [rows, columns], in a fixed order."""
+    column = program * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < columns
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in range(0, rows, ROWS):
@@ -192,6 +192,12 @@ def sum_shares(shares, result, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.co
         where = row.to(tl.int64)[:, None] * columns + column[None, :]
         sums += tl.load(shares + where, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
     tl.store(result + column, tl.sum(sums, 0).to(result.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def sum_shares(shares, result, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A program for every COLUMNS of the result."""
+    add_shares(tl.program_id(0), shares, result, rows, columns, ROWS, COLUMNS)
 
 
 @triton.jit(do_not_specialize=["batch", "tiles_c", "splits", "conv_split"])

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from .dgrad import undo_scale
+from .epilogue import add_shares
 from .fprop import load_box, share_of, tile_position
 from .indexing import coordinates_of_tile, dense_places, patch_matrix, source_pixel, window_source, window_start
 
@@ -106,17 +107,14 @@ def wgrad_gather(
     tl.store(partial + where, gradient, mask=mask)
 
 
-@triton.jit(do_not_specialize=["splits"])
-def wgrad_reduce(
-    partial, w, dw, dalpha, alpha, scale, count, splits, partial_split, partial_output, partial_channel, partial_tap,
-    w_output, w_channel, w_tap, dw_output, dw_channel, dw_tap,
+@triton.jit
+def reduce_weight(
+    program, partial, w, dw, dalpha, alpha, scale, count, splits, partial_split, partial_output, partial_channel,
+    partial_tap, w_output, w_channel, w_tap, dw_output, dw_channel, dw_tap,
     IN_CHANNELS: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """dW = alpha * (sum of the shares), count elements; dalpha [programs]: each program's part of <W, dW / alpha>.
-
-    ROWS: shares that are read at a time.
-    """
-    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    """dW = alpha * (sum of the shares), count elements; dalpha [programs]: each program's part of <W, dW / alpha>."""
+    index = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
     channel, tap, output = index % IN_CHANNELS, index // IN_CHANNELS % TAPS, index // (IN_CHANNELS * TAPS)
     source = partial + output * partial_output + channel * partial_channel + tap * partial_tap
@@ -134,4 +132,27 @@ def wgrad_reduce(
         weight = tl.load(w + where, mask=mask, other=0.0).to(tl.float32)
         if scale is not None:
             total = total / tl.load(scale)
-        tl.store(dalpha + tl.program_id(0), tl.sum(weight * total, 0))
+        tl.store(dalpha + program, tl.sum(weight * total, 0))
+
+
+@triton.jit(do_not_specialize=["splits", "biases_rows"])
+def wgrad_reduce(
+    partial, w, dw, dalpha, alpha, scale, count, splits, partial_split, partial_output, partial_channel, partial_tap,
+    w_output, w_channel, w_tap, dw_output, dw_channel, dw_tap, biases, dbias, biases_rows, biases_columns,
+    IN_CHANNELS: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    BIAS_ROWS: tl.constexpr, BIAS_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The weight's gradient and alpha's; the first programs add up the bias's, where it is wanted.
+
+    ROWS, BIAS_ROWS: shares that are read at a time.
+    """
+    program = tl.program_id(0)
+    before = 0
+    if biases is not None:
+        before = (biases_columns + BIAS_COLUMNS - 1) // BIAS_COLUMNS
+    if program >= before:
+        reduce_weight(program - before, partial, w, dw, dalpha, alpha, scale, count, splits, partial_split,
+                      partial_output, partial_channel, partial_tap, w_output, w_channel, w_tap, dw_output, dw_channel,
+                      dw_tap, IN_CHANNELS, TAPS, BLOCK, ROWS)  # fmt: skip
+    elif biases is not None:
+        add_shares(program, biases, dbias, biases_rows, biases_columns, BIAS_ROWS, BIAS_COLUMNS)
