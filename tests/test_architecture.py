@@ -42,7 +42,12 @@ ALLOWED = {
     "backends.triton.fprop": {"backends.triton.indexing"},
     "backends.triton.persistent": set(),
     "backends.triton.dgrad": {"backends.triton.fprop", "backends.triton.indexing"},
-    "backends.triton.wgrad": {"backends.triton.dgrad", "backends.triton.fprop", "backends.triton.indexing"},
+    "backends.triton.wgrad": {
+        "backends.triton.epilogue",
+        "backends.triton.dgrad",
+        "backends.triton.fprop",
+        "backends.triton.indexing",
+    },
     "backends.triton.epilogue": {"backends.triton.dgrad", "backends.triton.fprop", "backends.triton.indexing"},
     "backends.triton.launch": TRITON_CHOICE | {"backends.triton.geometry", "spec"},
     "backends.triton.convolution": {"backends.triton.launch", "spec"},

@@ -1,5 +1,6 @@
 """The persistent kernel for Hopper, compiled for it and run on a CPU, instruction by instruction."""
 
+import math
 import re
 from types import SimpleNamespace
 
@@ -135,21 +136,48 @@ def test_a_trace_tells_whose_turn_it_was():
     assert (clocks[1:, 0] > clocks[:-1, 2]).all(), "a turn begins when the one before it is over"
 
 
-@pytest.mark.parametrize(
-    ("pattern", "instead"),
-    [
-        (r"(wgmma\.wait_group\S+\s+)1;", r"\g<1>2;"),
-        (r"(wgmma\.wait_group\S+\s+)0;", r"\g<1>1;"),
-        (r"(bulk\.wait_group\.read\s+)1;", r"\g<1>9;"),
-        (r"(expect_tx\S+ _, \[%r\d+\], )32768;", r"\g<1>16384;"),
-    ],
-    ids=["stages are released too early", "a tile ends too early", "buffers are filled too early", "half is enough"],
-)
-def test_faults_are_seen(pattern, instead):
+FAULTS = {
+    "stages are released too early": (r"(wgmma\.wait_group\S+\s+)1;", r"\g<1>2;"),
+    "a tile ends too early": (r"(wgmma\.wait_group\S+\s+)0;", r"\g<1>1;"),
+    "buffers are filled too early": (r"(bulk\.wait_group\.read\s+)1;", r"\g<1>9;"),
+    "half is enough": (r"(expect_tx\S+ _, \[%r\d+\], )(\d+);", lambda found: f"{found[1]}{int(found[2]) // 2};"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("tile", [WIDE, TALL_WIDE], ids=["wide", "tall"])
+def test_faults_are_seen(tile, fault):
+    if tile.boxes and limits.triton_release() != limits.TALL_GLUON:
+        with pytest.raises(ValueError, match="alone allows, found"):
+            Call(tile, 3, 64, 128, (16, 16))
+        return
+    pattern, instead = FAULTS[fault]
+
     def change(text):
         changed, count = re.subn(pattern, instead, text)
         assert count, "nothing was changed"
         return changed
 
     with pytest.raises(AssertionError, match=r"^(?!nothing was changed)"):
-        Call(WIDE, 3, 64, 128, (16, 16), change=change).check()
+        Call(tile, 3, 64, 128, (16, 16), change=change).check()
+
+
+@pytest.mark.parametrize("size", [10, 25, 26, 27])
+def test_weights_stay_by_the_box_that_is_launched(size, monkeypatch):
+    """The same for all batches of a class, and within what a block may have."""
+    monkeypatch.setattr(limits, "triton_release", lambda: limits.TALL_GLUON)
+    monkeypatch.setattr("ccn_kernels.backends.triton.persistent.swizzled", lambda descriptor: descriptor)
+    found = set()
+    for batch in (5, 12, 13, 16):
+        launches = []
+        x = torch.empty(batch, 64, size, size, dtype=torch.bfloat16, device="meta", memory_format=torch.channels_last)
+        w = torch.empty(64, 64, 3, 3, dtype=torch.bfloat16, device="meta")
+        spec = ConvSpec((1, 1), (1, 1), (1, 1), 1, 0.01, False)
+        problem = Problem(x, w, spec, Device("", 90, 132), launches.append, {"forward": TALL_NARROW})
+        Forward(problem, None, torch.empty((), device="meta"), False).run()
+        arguments = launches[-1].arguments
+        rows, *rest = arguments["BOX"]
+        held = arguments["BOXES"] * (rows + 2) * math.prod(rest) + 64 * (9 if arguments["RESIDENT"] else 5)
+        assert 2 * 64 * held + 4 * 2 * 64 * 64 < limits.SHARED_LIMITS[90]
+        found.add((arguments["BOX"], arguments["RESIDENT"]))
+    assert len(found) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -50,13 +50,19 @@ class Recorder:
         return next((launch for launch in self.launches if is_product(launch)), None)
 
 
-def precompile(case: Case, choices: Iterable[tuple[Tiles | None, bool]], mask: list[bool] | None = None) -> None:
+def precompile(
+    case: Case,
+    choices: Iterable[tuple[Tiles | None, bool]],
+    mask: list[bool] | None = None,
+    change: Callable[[Launch], Launch] = lambda launch: launch,
+) -> None:
     """Compiles what passes with these (tiles, ReLU) launch, on all cores. ``mask``: of the backward pass, if wanted.
 
     What goes wrong here goes wrong again, and is recorded, where it is timed.
     """
 
     def warm(launch: Launch) -> None:
+        launch = change(launch)
         launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
 
     with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool, ignore_errors=True):

@@ -35,12 +35,15 @@ def trace(run: Run, layer: Layer) -> Row:
     problem = Direct(case).problem()
     request = problem.request("forward")
     tiles = [tile for tile in PERSISTENT_TILES + UNTRIED_TILES if not limits.can_run(tile, request, problem.device)]
-    precompile(case, [({"forward": tile}, False) for tile in tiles])
+    precompile(case, [({"forward": tile}, False) for tile in tiles], change=traced)
     entries: dict[str, Any] = {}
     for tile in tiles:
+        if label(tile) in run.lost:
+            entries[label(tile)] = {"failed": run.lost[label(tile)]}
+            continue
         run.step(label(tile))
         try:
-            entries[label(tile)] = cycles(*traced(case, tile))
+            entries[label(tile)] = cycles(*clocks_of(case, tile))
         except Exception as error:
             if run.clock.is_lost():
                 run.leave(error)
@@ -49,23 +52,26 @@ def trace(run: Run, layer: Layer) -> Row:
     return described(run, case, "trace", forward_floor(run, layer), entries, "forward")
 
 
-def traced(case: Case, tile: Tile) -> tuple[Tensor, int]:
-    """The clocks [programs, tiles of a program, events] of a second run, and how many tiles there are."""
+def traced(launch: Launch) -> Launch:
+    """A persistent launch with clocks [programs, tiles of a program, events] to fill; others as they are."""
+    if "trace" not in launch.arguments:
+        return launch
+    programs, tiles = launch.grid[0], launch.arguments["tiles"]
+    clocks = torch.zeros(programs, ceil(tiles / programs), 5, dtype=torch.int64, device=launch.arguments["norm"].device)
+    return launch._replace(arguments={**launch.arguments, "trace": clocks})
+
+
+def clocks_of(case: Case, tile: Tile) -> tuple[Tensor, int]:
+    """What a second run noted, and how many tiles there are."""
     recorder = Recorder()
     Direct(case, {"forward": tile}).forward(recorder)
-    launch = recorder.product()
-    assert launch is not None
-    return noted(launch, case.device), launch.arguments["tiles"]
-
-
-def noted(launch: Launch, device: str) -> Tensor:
-    programs, tiles = launch.grid[0], launch.arguments["tiles"]
-    clocks = torch.zeros(programs, ceil(tiles / programs), 5, dtype=torch.int64, device=device)
-    changed = launch._replace(arguments={**launch.arguments, "trace": clocks})
-    changed.run()  # compiles
-    clocks.zero_()
-    changed.run()
-    return clocks.cpu()
+    product = recorder.product()
+    assert product is not None
+    launch = traced(product)
+    launch.run()  # compiles, loads
+    launch.arguments["trace"].zero_()
+    launch.run()
+    return launch.arguments["trace"].cpu(), launch.arguments["tiles"]
 
 
 def cycles(clocks: Tensor, tiles: int) -> dict[str, Any]:

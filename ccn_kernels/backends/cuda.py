@@ -55,7 +55,7 @@ def _run(operator: Callable[..., Any], call: tuple[Any, ...]) -> Any:
     *_, spec, _ = call
     try:
         return operator(*call, tf32=fp32_precision(spec) == "tf32", operators=OPERATORS)
-    except RuntimeError as error:  # the stable ABI knows no other type
+    except RuntimeError as error:  # the stable ABI knows no other type; before PyTorch 2.13, no reason either
         if "out of memory" not in str(error):
             raise
         raise torch.OutOfMemoryError(str(error)) from None

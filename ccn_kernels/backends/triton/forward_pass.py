@@ -100,7 +100,7 @@ class Forward:
             "x": image(problem.boxed(problem.x), geometry.in_extent, read, tile.depth), "w": persistent.swizzled(w),
             "plane": sum_of_squares(problem, True), "tiles": programs, "tiles_h": tiles[1], "tiles_w": tiles[2],
             "tiles_o": blocks, "BOX": box, "BLOCK_O": tile.outputs, "BLOCK_K": tile.depth, "STAGES": tile.stages,
-            "trace": None, "BOXES": tile.boxes, "RESIDENT": keeps_weights(tile, geometry),
+            "trace": None, "BOXES": tile.boxes, "RESIDENT": keeps_weights(tile, problem.request("forward").geometry),
             **problem.geometry_arguments("batch", "in_extent", "extent", "IN_CHANNELS", "OUT_CHANNELS", "KERNEL",
                                          "PADDING", "DILATION", "INDEX"),
         }  # fmt: skip

@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
 from ...workloads import LAYERS, Layer
-from . import config, limits
+from . import config, heuristics, limits
 from .backward_pass import Backward
 from .forward_pass import Forward
 from .launch import Launch, Problem
-from .tiles import Device
+from .tiles import UNTRIED_TILES, Device, Tile
 
 ARCHITECTURES = {f"sm_{capability}": capability for capability in (75, 80, 86, 89, 90, 100, 120)}
 PROCESSORS = 132  # of the GPU that is not there: an H200's
@@ -44,7 +45,8 @@ class Report(NamedTuple):
 def report(arch: str, dtypes: Sequence[str] = DTYPES) -> Iterator[dict[str, Any]]:
     """A row for every kernel that the chosen tiles compile to: kernel, config, and Report's fields.
 
-    Chosen are those of `workloads.LAYERS` on a GPU that no table knows, and those of every table's layers.
+    Chosen are those of `workloads.LAYERS` on a GPU that no table knows, and those of every table's layers. With them
+    come persistent tiles that have not been tried on a GPU yet.
 
     Raises:
         ValueError: the architecture is not among ``ARCHITECTURES``.
@@ -56,7 +58,7 @@ def report(arch: str, dtypes: Sequence[str] = DTYPES) -> Iterator[dict[str, Any]
     for device, layers in _chosen(capability):
         for layer in layers:
             for dtype in dtypes:
-                for launch in launches_of(layer, dtype, device):
+                for launch in [*launches_of(layer, dtype, device), *_untried(layer, dtype, device)]:
                     identity = identity_of(launch, dtype)
                     if identity not in seen:
                         seen.add(identity)
@@ -72,6 +74,16 @@ def _chosen(capability: int) -> Iterator[tuple[Device, Sequence[Layer]]]:
             device = Device(content["device"], capability, content["processors"])
             layers = {json.dumps(entry["layer"]): Layer(**entry["layer"]) for entry in content["entries"]}
             yield device, [*LAYERS, *layers.values()]
+
+
+def _untried(layer: Layer, dtype: str, device: Device) -> Iterator[Launch]:
+    """What the forward pass would launch by those of them that `ccn tune` would measure."""
+    request = _recorded(layer, dtype, device)[0].request("forward")
+    for tile in heuristics.candidates(request, device):
+        if tile in UNTRIED_TILES:
+            problem, (bias, alpha), launches = _recorded(layer, dtype, device, {"forward": tile})
+            Forward(problem, bias, alpha, True).run()
+            yield launches[-1]
 
 
 def faults(row: dict[str, Any], arch: str) -> list[str]:
@@ -92,14 +104,22 @@ def faults(row: dict[str, Any], arch: str) -> list[str]:
 
 def launches_of(layer: Layer, dtype: str, device: Device) -> list[Launch]:
     """The launches of one training step of a layer, as on that GPU; their tensors have no content."""
-    tensor_type = torch.float32 if dtype in ("tf32", "float32") else getattr(torch, dtype)
-    x, w, bias, alpha = layer.operands(tensor_type, "meta")
-    launches: list[Launch] = []
-    problem = Problem(x, w, layer.spec, device, launches.append)
-    problem.precision = "tf32" if dtype == "tf32" else "ieee"
+    problem, (bias, alpha), launches = _recorded(layer, dtype, device)
     y, quotient, norm = Forward(problem, bias, alpha, True).run()
     Backward(problem, torch.empty_like(y), bias, alpha, None, quotient, norm, [True] * 4).run()
     return launches
+
+
+def _recorded(
+    layer: Layer, dtype: str, device: Device, tiles: dict[str, Tile] | None = None
+) -> tuple[Problem, tuple[Tensor, Tensor], list[Launch]]:
+    """A problem, its bias and alpha, and the list in which its launches will be found."""
+    tensor_type = torch.float32 if dtype in ("tf32", "float32") else getattr(torch, dtype)
+    x, w, bias, alpha = layer.operands(tensor_type, "meta")
+    launches: list[Launch] = []
+    problem = Problem(x, w, layer.spec, device, launches.append, tiles)
+    problem.precision = "tf32" if dtype == "tf32" else "ieee"
+    return problem, (bias, alpha), launches
 
 
 def config_of(launch: Launch) -> str:

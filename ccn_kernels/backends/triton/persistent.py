@@ -35,7 +35,7 @@ BUFFERS = gl.constexpr(2)  # of each consumer, for what it writes
 EVENTS = gl.constexpr(5)  # of a tile, in a trace: its turn, the plane waited for, the next one's turn, products, copies
 LATE = gl.constexpr(4)  # steps that hide the loads of the plane of squares
 CONSUMER, PRODUCER = gl.constexpr(240), gl.constexpr(24)  # registers of a thread
-TALL_CONSUMER, TALL_PRODUCER = gl.constexpr(232), gl.constexpr(40)  # loads are unrolled there
+TALL_CONSUMER, TALL_PRODUCER = gl.constexpr(224), gl.constexpr(56)  # loads are unrolled there
 
 
 def swizzled(descriptor):
