@@ -54,7 +54,7 @@ class Call:
                 launch.arguments["plane"].copy_(self.x.float().square().sum(1).flatten(1)[:, None])
             else:
                 if traced:
-                    self.trace = torch.zeros(launch.grid[0], -(-launch.arguments["tiles"] // launch.grid[0]), 5).long()
+                    self.trace = torch.zeros(launch.grid[0], -(-launch.arguments["tiles"] // launch.grid[0]), 4).long()
                 self.launch = launch._replace(arguments={**launch.arguments, "trace": self.trace})
                 emulate(self.launch, seed, change)
 
@@ -128,12 +128,12 @@ def test_tall_tiles(name):
 
 
 def test_a_trace_tells_whose_turn_it_was():
-    """Of each tile: its turn, the plane waited for, its last product under way, all products done, all copies."""
+    """Of each tile: its turn, its last product under way, all products done, all copies issued."""
     call = Call(NARROW, 3, 64, 56, (11, 13), traced=True)
     call.check()
     clocks = call.trace.flatten(0, 1)
     assert (clocks.diff(dim=1) > 0).all()
-    assert (clocks[1:, 0] > clocks[:-1, 2]).all(), "a turn begins when the one before it is over"
+    assert (clocks[1:, 0] > clocks[:-1, 1]).all(), "a turn begins when the one before it is over"
 
 
 FAULTS = {

@@ -21,7 +21,7 @@ from .passes import Recorder, label, precompile
 from .run import Row, Rows, Run
 from .tiles import case_of, described, forward_floor, layers
 
-TURN, PLANE, LEFT, DONE, WRITTEN = range(5)  # persistent.EVENTS
+EVENTS = TURN, LEFT, DONE, WRITTEN = range(4)  # persistent.EVENTS
 FIRST = 1  # tile of a program that counts: the one before waits for the launch before
 
 
@@ -57,7 +57,9 @@ def traced(launch: Launch) -> Launch:
     if "trace" not in launch.arguments:
         return launch
     programs, tiles = launch.grid[0], launch.arguments["tiles"]
-    clocks = torch.zeros(programs, ceil(tiles / programs), 5, dtype=torch.int64, device=launch.arguments["norm"].device)
+    clocks = torch.zeros(
+        programs, ceil(tiles / programs), len(EVENTS), dtype=torch.int64, device=launch.arguments["norm"].device
+    )
     return launch._replace(arguments={**launch.arguments, "trace": clocks})
 
 

@@ -146,7 +146,7 @@ def test_numbers_that_cannot_be_are_refused(option, value, capsys):
     assert f"got {value}" in said
 
 
-def test_bars_are_rare_in_files(tmp_path, monkeypatch):
+def test_bars_are_rare_in_files(tmp_path):
     """Thousands of lines that nobody reads would hide the one that says what went wrong."""
     command = [sys.executable, "-m", "ccn_kernels", "train", "--variant", "sm", "--epochs", "1", "--device", "cpu"]
     done = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True, check=True)

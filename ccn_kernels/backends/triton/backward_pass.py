@@ -34,6 +34,7 @@ from .tiles import Tile
 
 TOP = 2.0**14  # what the largest |e| in fp16 is scaled to: sums of it are fp32
 ELEMENTS, WARPS = 4096, 16  # that a program of a reduction adds at a time: what is under way hides what loads take
+FEW = 16  # programs of such a reduction on each processor: more of them need no more under way
 PROGRAMS = 4  # of the prologue on each processor: every one leaves a row of sums
 
 
@@ -307,9 +308,8 @@ class Backward:
         count = self.d_weight.numel()
         block = max(32, min(256, next_power_of_two(count // (2 * problem.device.processors))))
         programs = ceil(count / block)
-        elements, warps = (
-            reduction(programs, problem.device.processors) if strides["partial_split"] else (ELEMENTS // 4, 4)
-        )
+        few = strides["partial_split"] > 0 and programs < FEW * problem.device.processors
+        elements, warps = (ELEMENTS, WARPS) if few else (ELEMENTS // 4, WARPS // 4)
         alphas = problem.empty(programs) if self.needs_alpha else None
         d_weight = operand(self.d_weight)
         biases, outputs, columns = self.biases, problem.w.tensor.shape[0], columns_of(self.d_bias)
@@ -328,12 +328,6 @@ class Backward:
             self.d_weight.copy_(d_weight.tensor)
         if alphas is not None:
             self._sum(alphas, self.d_alpha)
-
-
-def reduction(programs: int, processors: int) -> tuple[int, int]:
-    """Elements that each of so many programs adds at a time, and its warps: few programs must have more under way."""
-    share = 1 if programs < 16 * processors else 4
-    return ELEMENTS // share, WARPS // share
 
 
 def columns_of(result: Tensor) -> int:

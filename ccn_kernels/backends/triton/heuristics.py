@@ -7,7 +7,7 @@ import math
 
 from .geometry import Axes, Geometry, box_of, is_linear, next_power_of_two
 from .limits import NEIGHBOURS, SHARED_LIMITS, can_run, is_unrolled, shared_bytes, steps_of
-from .tiles import BOXED_SQUARES, HYBRID, PERSISTENT_TILES, UNTRIED_TILES, Device, Request, Tile
+from .tiles import BOXED_SQUARES, HYBRID, PERSISTENT_TILES, Device, Request, Tile
 
 TENSOR_CORES = 80  # the first capability whose tensor cores Triton uses
 LEAST_WAVES = 2.9  # of persistent tiles: with fewer, they gain nothing on an H200 (benchmarks/PERFORMANCE.md)
@@ -101,7 +101,7 @@ def candidates(request: Request, device: Device) -> list[Tile]:
         tiles.append(_gather_of_wgrad(request))
     else:
         tiles = _products(request, sums, outputs)
-        tiles += [tile for tile in PERSISTENT_TILES + UNTRIED_TILES if tile.outputs <= _width(outputs, 64)]
+        tiles += [tile for tile in PERSISTENT_TILES if tile.outputs <= _width(outputs, 64)]
         tiles.append(_gather(request, device))
         tiles.append(Tile("depthwise", places=32, outputs=64, warps=4, stages=1))
     return [tile for tile in (*tiles, HYBRID) if not can_run(tile, request, device)]

@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
 from ...workloads import LAYERS, Layer
-from . import config, heuristics, limits
+from . import config, limits
 from .backward_pass import Backward
 from .forward_pass import Forward
 from .launch import Launch, Problem
@@ -77,11 +77,10 @@ def _chosen(capability: int) -> Iterator[tuple[Device, Sequence[Layer]]]:
 
 
 def _untried(layer: Layer, dtype: str, device: Device) -> Iterator[Launch]:
-    """What the forward pass would launch by those of them that `ccn tune` would measure."""
-    request = _recorded(layer, dtype, device)[0].request("forward")
-    for tile in heuristics.candidates(request, device):
-        if tile in UNTRIED_TILES:
-            problem, (bias, alpha), launches = _recorded(layer, dtype, device, {"forward": tile})
+    """What the forward pass would launch by those of them that can run."""
+    for tile in UNTRIED_TILES:
+        problem, (bias, alpha), launches = _recorded(layer, dtype, device, {"forward": tile})
+        if limits.can_run(tile, problem.request("forward"), device) is None:
             Forward(problem, bias, alpha, True).run()
             yield launches[-1]
 

@@ -31,8 +31,9 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 # Triton 3.6 calls them by the names behind, 3.9 by those before.
 load_box = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 store_box = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
+
 BUFFERS = gl.constexpr(2)  # of each consumer, for what it writes
-EVENTS = gl.constexpr(5)  # of a tile, in a trace: its turn, the plane waited for, the next one's turn, products, copies
+EVENTS = gl.constexpr(4)  # of a tile, in a trace: its turn, the next one's, its products done, its copies issued
 LATE = gl.constexpr(4)  # steps that hide the loads of the plane of squares
 CONSUMER, PRODUCER = gl.constexpr(240), gl.constexpr(24)  # registers of a thread
 TALL_CONSUMER, TALL_PRODUCER = gl.constexpr(224), gl.constexpr(56)  # loads are unrolled there
@@ -343,20 +344,20 @@ def consume(y, quotient, norm, plane, bias, alpha, delta, trace, rings, barriers
         mbarrier.wait(turn.index(WHO), (ordinal // 2 & 1) ^ (1 - WHO))
         stamp(trace, tiles, ordinal, 0)
         u = gl.zeros([M, N], gl.float32, layout=gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16]))
-        w_stage = ordinal * STEPS % STAGES
-        w_phase = ordinal * STEPS // STAGES & 1
-        w_previous = w_stage
         if TALL:
             stage = ordinal * GROUPS % BOXES
             phase = ordinal * GROUPS // BOXES & 1
+            w_stage = ordinal * STEPS % STAGES
+            w_phase = ordinal * STEPS // STAGES & 1
             u, previous, w_previous, stage, phase, w_stage, w_phase = multiply_tall(
                 u, 0, stage, w_stage, stage, phase, w_stage, w_phase, ordinal < 2, rings, barriers, GROUPS - 1, True,
                 KERNEL, DILATION, BOX, STAGES, BOXES, RESIDENT, OUTPUTS_LEFT)  # fmt: skip
         else:
-            u, previous, stage, phase = multiply(u, 0, w_stage, w_stage, w_phase, ordinal < 2, rings, barriers,
+            stage = ordinal * STEPS % STAGES
+            phase = ordinal * STEPS // STAGES & 1
+            u, previous, stage, phase = multiply(u, 0, stage, stage, phase, ordinal < 2, rings, barriers,
                                                  STEPS - LAST, True, STAGES, RESIDENT, OUTPUTS_LEFT)  # fmt: skip
         wait_for_plane()
-        stamp(trace, tiles, ordinal, 1)
         loaded = load_squares(plane, image, row, column, in_extent, valid, KERNEL, PADDING, DILATION, INDEX)
         if TALL:
             u, previous, w_previous, stage, phase, w_stage, w_phase = multiply_tall(
@@ -366,7 +367,7 @@ def consume(y, quotient, norm, plane, bias, alpha, delta, trace, rings, barriers
             u, previous, stage, phase = multiply(u, STEPS - LAST, previous, stage, phase, ordinal < 2, rings, barriers,
                                                  LAST, False, STAGES, RESIDENT, OUTPUTS_LEFT)  # fmt: skip
         mbarrier.arrive(turn.index(1 - WHO))
-        stamp(trace, tiles, ordinal, 2)
+        stamp(trace, tiles, ordinal, 1)
 
         r = gl.sqrt_rn(sum_of(loaded))
         pixel = (image.to(INDEX) * extent[1] + row) * extent[2] + column
@@ -374,7 +375,7 @@ def consume(y, quotient, norm, plane, bias, alpha, delta, trace, rings, barriers
         divisor = r + delta
         line.store(gl.where(divisor == 0, 0.0, 1.0 / gl.where(divisor == 0, 1.0, divisor)))
         u = warpgroup_mma_wait(0, deps=(u,))
-        stamp(trace, tiles, ordinal, 3)
+        stamp(trace, tiles, ordinal, 2)
         mbarrier.arrive(empty.index(previous))
         if TALL and not RESIDENT:
             mbarrier.arrive(w_empty.index(w_previous))
@@ -382,7 +383,7 @@ def consume(y, quotient, norm, plane, bias, alpha, delta, trace, rings, barriers
         for part in gl.static_range(PARTS):
             write_part(parts[part], y, quotient, bias, scale, line, buffers, WHO * BUFFERS, position,
                        block_o * BLOCK_O, part, BOX, OUT_CHANNELS, RELU, OUTPUTS_LEFT, TALL)  # fmt: skip
-        stamp(trace, tiles, ordinal, 4)
+        stamp(trace, tiles, ordinal, 3)
         ordinal += 2
     tma.store_wait(0)
 

@@ -42,7 +42,7 @@ PERSISTENT_TILES = (
     Tile("persistent", 256, 64, 64, warps=4, stages=4, copies=8),
     Tile("persistent", 128, 128, 64, warps=4, stages=5, copies=2),
 )
-# Not measured yet, so never chosen: `ccn tune` and `make gpu` try them.
+# These have not run on a GPU yet, so they are never chosen, nor offered to `ccn tune`: `make gpu` tries them.
 UNTRIED_TILES = (
     Tile("persistent", 256, 64, 64, warps=4, stages=3, copies=4),
     Tile("persistent", 256, 64, 64, warps=4, stages=5, copies=4, boxes=3),
